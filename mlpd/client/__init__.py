@@ -1,0 +1,1 @@
+"""Sync and async client over TCP or a unix socket."""

@@ -1,0 +1,1 @@
+"""Pure floor: errors, time, types, keys, codecs, hashing, definitions, configuration, kernels."""

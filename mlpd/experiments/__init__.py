@@ -1,0 +1,1 @@
+"""Experiment engine: assignment, exposures, outcomes, confidence sequences, sample ratio checks."""

@@ -1,0 +1,1 @@
+"""HTTP edge: one route table, handlers, wire formats, error mapping."""

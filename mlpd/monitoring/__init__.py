@@ -1,0 +1,1 @@
+"""Monitoring engine: metrics, live counts, drift, label performance, consistency, freshness."""

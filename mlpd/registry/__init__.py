@@ -1,0 +1,1 @@
+"""Model registry engine: versions, aliases and lineage over an OCI image layout."""

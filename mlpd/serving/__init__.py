@@ -1,0 +1,1 @@
+"""Serving engine: ONNX sessions, batching, routes, links, the Open Inference Protocol."""

@@ -1,0 +1,1 @@
+"""Storage floor: the LMDB environment with its one writer, the log, segments and blobs."""

@@ -1,0 +1,1 @@
+"""Training engine: LightGBM training, evaluation, the ONNX exporter, runs and schedules."""
