@@ -1,20 +1,20 @@
 """The one error tree: every error mlpd raises on purpose carries a stable code and a next step.
 
     MlpdError
-    ├── InvalidRequestError        400  the request can't be understood or contradicts itself
-    │   ├── ValidationError        400  a value has the wrong type, range, name or shape
-    │   └── DefinitionError        400  a definition is wrong: names the object and the line
-    ├── UnauthorizedError          401  no token, or an unknown one
-    ├── ForbiddenError             403  a foreign Host or Origin, or a missing scope
-    ├── NotFoundError              404  no such source, feature, route, model, run ...
-    ├── ConflictError              409  the state moved on: a compare-and-set failed, a name is taken
-    ├── TooLargeError              413  a body, batch or value is over its limit
-    ├── OverloadedError            503  a bounded queue is full: retry after `retry_after_s`
-    ├── DeadlineExceededError      504  the caller's deadline passed before the work was done
-    ├── StorageFullError           507  the disk is full or failing: reads go on, writes wait
-    ├── ConfigurationError              a setting is unknown or out of range (exit code 2)
-    ├── UnavailableError           503  a missing extra, a port or data directory in use, not ready yet
-    └── InternalError              500  a broken invariant: a bug in mlpd, always logged
+    ├── InvalidRequestError     400  the request can't be understood or contradicts itself
+    │   ├── ValidationError     400  a value has the wrong type, range, name or shape
+    │   └── DefinitionError     400  a definition is wrong: names the object and the line
+    ├── UnauthorizedError       401  no token, or an unknown one
+    ├── ForbiddenError          403  a foreign Host or Origin, or a missing scope
+    ├── NotFoundError           404  no such source, feature, route, model, run ...
+    ├── ConflictError           409  the state moved on, or the name is taken
+    ├── TooLargeError           413  a body, batch or value is over its limit
+    ├── OverloadedError         503  a bounded queue is full: retry after `retry_after_s`
+    ├── DeadlineExceededError   504  the deadline passed before the work was done
+    ├── StorageFullError        507  the disk is full or failing: reads go on
+    ├── ConfigurationError           a setting is unknown or out of range (exit code 2)
+    ├── UnavailableError        503  a missing extra, a port or data directory in use
+    └── InternalError           500  a broken invariant: a bug in mlpd, always logged
 
 A message names the thing, what was expected, and the hint says what to do.  `code` is
 `snake_case`, stable across releases, and narrower than the class: `unknown_feature`, not `not_found`.

@@ -1,0 +1,101 @@
+"""Closure of a feature service: what it reads, in which order, and the hash that a model pins."""
+
+from collections.abc import Iterable
+
+from mlpd.core.columns import DType
+from mlpd.core.errors import DefinitionError
+from mlpd.core.hashing import definition_hash
+from mlpd.core.specs import Closure, Definitions, EntitySpec, ServiceSpec, TransformSpec
+
+
+def build_closure(definitions: Definitions, service: ServiceSpec) -> Closure:
+    """Return the closure of `service`; raises DefinitionError for an unknown name or a cycle."""
+    walk = _Walk(definitions, service)
+    for reference in service.features:
+        walk.visit(reference, ())
+    return walk.closure()
+
+
+class _Walk:
+    """Depth-first walk over references; transforms come out after what they read."""
+
+    def __init__(self, definitions: Definitions, service: ServiceSpec) -> None:
+        self._definitions, self._service = definitions, service
+        self._views: dict[str, list[str]] = {}
+        self._transforms: dict[str, TransformSpec] = {}
+        self._entities: dict[str, EntitySpec] = {}
+        self._dtypes: dict[str, DType] = {}
+        self._keys = {c: e for e in definitions.entities.values() for c in e.columns}
+
+    def visit(self, reference: str, path: tuple[str, ...]) -> DType:
+        if reference in path:
+            raise self._error(f"transforms read each other: {' -> '.join((*path, reference))}")
+        if reference not in self._dtypes:
+            self._dtypes[reference] = self._resolve(reference, path)
+        return self._dtypes[reference]
+
+    def _resolve(self, reference: str, path: tuple[str, ...]) -> DType:
+        owner, _, feature = reference.partition(".")
+        if owner == "request" and feature in self._service.request:
+            return self._service.request[feature]
+        if feature and owner in self._definitions.views:
+            return self._visit_view(owner, feature)
+        if reference in self._definitions.transforms:
+            return self._visit_transform(self._definitions.transforms[reference], path)
+        if reference in self._keys:
+            entity = self._keys[reference]
+            self._entities.setdefault(entity.name, entity)
+            return dict(entity.keys)[reference]
+        raise self._error(
+            f"unknown feature {reference!r}",
+            hint="A feature is view.feature, a transform, request.field or an entity's key column.",
+        )
+
+    def _visit_view(self, owner: str, feature: str) -> DType:
+        view = self._definitions.views[owner]
+        if feature not in view.features:
+            known = ", ".join(view.features)
+            raise self._error(f"view {owner!r} has no feature {feature!r}; it has: {known}")
+        seen = self._views.setdefault(owner, [])
+        if feature not in seen:
+            seen.append(feature)
+        entity = self._definitions.entities[view.entity]
+        self._entities.setdefault(entity.name, entity)
+        return view.features[feature]
+
+    def _visit_transform(self, transform: TransformSpec, path: tuple[str, ...]) -> DType:
+        for _, reference in transform.inputs:
+            if not self.visit(reference, (*path, transform.name)).is_numeric:
+                raise self._error(f"transform {transform.name!r} reads text: {reference!r}")
+        self._transforms[transform.name] = transform
+        return transform.output
+
+    def closure(self) -> Closure:
+        service = self._service
+        dtypes = {name: self._dtypes[name] for name in service.features} | dict(service.request)
+        views = {name: tuple(features) for name, features in self._views.items()}
+        transforms = tuple(self._transforms.values())
+        meaning = [
+            *(list(service.vector), {name: str(t) for name, t in dtypes.items()}),
+            {name: self._definitions.views[name].hash for name in views},
+            [[t.name, t.source, [list(i) for i in t.inputs], str(t.output)] for t in transforms],
+            sorted(self._entity_meaning()),
+        ]
+        return Closure(
+            service=service,
+            view_features=views,
+            transforms=transforms,
+            entities=tuple(self._entities.values()),
+            dtypes=dtypes,
+            hash=definition_hash(meaning),
+        )
+
+    def _entity_meaning(self) -> Iterable[list[str]]:
+        for entity in self._entities.values():
+            for column, dtype in entity.keys:
+                yield [entity.name, column, str(dtype)]
+
+    def _error(self, message: str, hint: str = "") -> DefinitionError:
+        return DefinitionError(
+            f"feature service {self._service.name!r}: {message}", code="unknown_feature", hint=hint
+        )

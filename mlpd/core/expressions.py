@@ -1,0 +1,212 @@
+"""Expressions over columns: the small language of filters, labels and aggregate inputs.
+
+`dep_delay > 15`, `origin == "JFK" and not cancelled`, `arr_delay - dep_delay`: names, constants,
+arithmetic, comparison, and/or/not, `is_null(x)`, `abs(x)`.  Parsed with `ast` against an allow-list
+and evaluated with numpy, never with eval.  A null input makes the result null, except in
+`is_null`, and in and/or by Kleene's three-valued logic.  A comparison with NaN is false.
+"""
+
+import ast
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mlpd.core.columns import Column, DType
+from mlpd.core.errors import DefinitionError
+
+MAX_EXPRESSION_CHARS = 1000
+
+_COMPARE: dict[type[ast.cmpop], Callable[[Any, Any], Any]] = {
+    ast.Lt: np.less,
+    ast.LtE: np.less_equal,
+    ast.Gt: np.greater,
+    ast.GtE: np.greater_equal,
+    ast.Eq: np.equal,
+    ast.NotEq: np.not_equal,
+}
+_ARITHMETIC: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
+    ast.Add: np.add,
+    ast.Sub: np.subtract,
+    ast.Mult: np.multiply,
+    ast.Div: np.true_divide,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Expression:
+    """A parsed expression: its text, the columns it reads and the type of its result."""
+
+    text: str
+    columns: tuple[str, ...]
+    dtype: DType
+    _node: ast.expr
+    _schema: tuple[tuple[str, DType], ...]
+
+    def evaluate(self, columns: Mapping[str, Column]) -> Column:
+        """Return the result for every row.  numpy speed: about 1 ns per operation and row."""
+        n = len(columns[self.columns[0]]) if self.columns else 0
+        with np.errstate(all="ignore"):
+            values, valid = _Evaluator(columns, n).visit(self._node)
+        array = np.ascontiguousarray(np.broadcast_to(values, n), self.dtype.numpy)
+        return Column(self.dtype, array, None if bool(np.all(valid)) else np.broadcast_to(valid, n))
+
+
+def parse_expression(text: object, schema: Mapping[str, DType], what: str) -> Expression:
+    """Return the expression `text` over columns of `schema`.
+
+    Raises DefinitionError(code="invalid_expression") naming the first thing not understood: an
+    unknown column, a construct outside the language, text compared with a number.
+    """
+    if not isinstance(text, str) or len(text) > MAX_EXPRESSION_CHARS:
+        raise _invalid(what, text, f"write at most {MAX_EXPRESSION_CHARS} characters")
+    try:
+        node = ast.parse(text, mode="eval").body
+    except (SyntaxError, ValueError, RecursionError) as error:
+        raise _invalid(what, text, f"it does not parse: {error}") from None
+    dtype = _Checker(schema, what, text).visit(node)
+    names = {n.id for n in ast.walk(node) if isinstance(n, ast.Name)} & schema.keys()
+    if not names:
+        raise _invalid(what, text, "it reads no column")
+    used = tuple(sorted(names))
+    return Expression(text, used, dtype, node, tuple((name, schema[name]) for name in used))
+
+
+class _Checker(ast.NodeVisitor):
+    """Types of an expression, bottom up; anything outside the language raises."""
+
+    def __init__(self, schema: Mapping[str, DType], what: str, text: str) -> None:
+        self._schema, self._what, self._text = schema, what, text
+
+    def generic_visit(self, node: ast.AST) -> DType:
+        raise self._error(f"{type(node).__name__} is not part of the expression language")
+
+    def visit_Name(self, node: ast.Name) -> DType:
+        if node.id not in self._schema:
+            known = ", ".join(sorted(self._schema))
+            raise self._error(f"unknown column {node.id!r}; known columns: {known}")
+        return self._schema[node.id]
+
+    def visit_Constant(self, node: ast.Constant) -> DType:
+        kinds = {bool: DType.BOOL, int: DType.INT64, float: DType.FLOAT64, str: DType.STRING}
+        if type(node.value) not in kinds:
+            raise self._error(f"constant {node.value!r} is not a number, text or bool")
+        return kinds[type(node.value)]
+
+    def visit_Compare(self, node: ast.Compare) -> DType:
+        kinds = [self.visit(part) for part in (node.left, *node.comparators)]
+        if any(type(op) not in _COMPARE for op in node.ops):
+            raise self._error("use <, <=, >, >=, == or !=")
+        if len({kind.is_numeric for kind in kinds}) > 1:
+            raise self._error("text can't be compared with a number")
+        return DType.BOOL
+
+    def visit_BoolOp(self, node: ast.BoolOp) -> DType:
+        for part in node.values:
+            self._want_bool(part)
+        return DType.BOOL
+
+    def visit_UnaryOp(self, node: ast.UnaryOp) -> DType:
+        if isinstance(node.op, ast.Not):
+            self._want_bool(node.operand)
+            return DType.BOOL
+        if isinstance(node.op, ast.USub):
+            return self._want_number(node.operand)
+        return self.generic_visit(node.op)
+
+    def visit_BinOp(self, node: ast.BinOp) -> DType:
+        if type(node.op) not in _ARITHMETIC:
+            raise self._error("use +, -, * or /")
+        kinds = {self._want_number(node.left), self._want_number(node.right)}
+        exact = kinds == {DType.INT64} and not isinstance(node.op, ast.Div)
+        return DType.INT64 if exact else DType.FLOAT64
+
+    def visit_Call(self, node: ast.Call) -> DType:
+        name = node.func.id if isinstance(node.func, ast.Name) else ""
+        if name not in ("is_null", "abs") or len(node.args) != 1 or node.keywords:
+            raise self._error("the functions are is_null(x) and abs(x)")
+        if name == "abs":
+            return self._want_number(node.args[0])
+        self.visit(node.args[0])
+        return DType.BOOL
+
+    def _want_bool(self, node: ast.expr) -> None:
+        if self.visit(node) is not DType.BOOL:
+            raise self._error("and, or and not take conditions")
+
+    def _want_number(self, node: ast.expr) -> DType:
+        kind: DType = self.visit(node)
+        if not kind.is_numeric:
+            raise self._error("arithmetic takes numbers")
+        return DType.INT64 if kind in (DType.INT64, DType.TIMESTAMP, DType.BOOL) else DType.FLOAT64
+
+    def _error(self, reason: str) -> DefinitionError:
+        return _invalid(self._what, self._text, reason)
+
+
+class _Evaluator(ast.NodeVisitor):
+    """(values, valid) of every node, bottom up; `_Checker` has been here before."""
+
+    def __init__(self, columns: Mapping[str, Column], n: int) -> None:
+        self._columns, self._n = columns, n
+
+    def visit_Name(self, node: ast.Name) -> tuple[Any, Any]:
+        column = self._columns[node.id]
+        return column.values, column.mask()
+
+    def visit_Constant(self, node: ast.Constant) -> tuple[Any, Any]:
+        return node.value, np.True_
+
+    def visit_Compare(self, node: ast.Compare) -> tuple[Any, Any]:
+        parts = [self.visit(part) for part in (node.left, *node.comparators)]
+        holds: Any = np.True_
+        for op, (a, _), (b, _) in zip(node.ops, parts, parts[1:], strict=False):
+            holds = holds & np.asarray(_COMPARE[type(op)](a, b), np.bool_)
+        return holds, _all_valid(valid for _, valid in parts)
+
+    def visit_BoolOp(self, node: ast.BoolOp) -> tuple[Any, Any]:
+        # Kleene: a false conjunct decides even beside a null, as does a true disjunct.
+        decisive = isinstance(node.op, ast.Or)
+        decided: Any = np.False_
+        known: Any = np.True_
+        for values, valid in map(self.visit, node.values):
+            decided = decided | (valid & (values == decisive))
+            known = known & valid
+        return np.where(decided, decisive, not decisive), decided | known
+
+    def visit_UnaryOp(self, node: ast.UnaryOp) -> tuple[Any, Any]:
+        values, valid = self.visit(node.operand)
+        if isinstance(node.op, ast.Not):
+            return np.logical_not(values), valid
+        return np.negative(_number(values)), valid
+
+    def visit_BinOp(self, node: ast.BinOp) -> tuple[Any, Any]:
+        (a, a_valid), (b, b_valid) = self.visit(node.left), self.visit(node.right)
+        return _ARITHMETIC[type(node.op)](_number(a), _number(b)), a_valid & b_valid
+
+    def visit_Call(self, node: ast.Call) -> tuple[Any, Any]:
+        values, valid = self.visit(node.args[0])
+        if isinstance(node.func, ast.Name) and node.func.id == "is_null":
+            return np.logical_not(valid), np.True_
+        return np.abs(_number(values)), valid
+
+
+def _number(values: Any) -> Any:
+    array = np.asarray(values)
+    return array.astype(np.int64) if array.dtype == np.bool_ else array
+
+
+def _all_valid(parts: Any) -> Any:
+    valid: Any = np.True_
+    for part in parts:
+        valid = valid & part
+    return valid
+
+
+def _invalid(what: str, text: object, reason: str) -> DefinitionError:
+    return DefinitionError(
+        f"{what}: expression {text!r}: {reason}",
+        code="invalid_expression",
+        hint='Example: dep_delay > 15 and origin == "JFK".',
+    )

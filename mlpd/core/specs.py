@@ -1,0 +1,247 @@
+"""Specs: definitions as the engines read them, frozen, checked, with every name resolved.
+
+`core.document.parse_document` makes them from the declarative document that `mlpd apply` sends.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+from mlpd.core.columns import DType
+from mlpd.core.errors import NotFoundError
+from mlpd.core.hashing import definition_hash
+from mlpd.core.time import DAY_US, HOUR_US, MINUTE_US, format_duration
+
+T = TypeVar("T")
+
+AGGREGATE_FUNCTIONS = ("count", "sum", "mean", "min", "max", "var", "std", "first", "last")
+"""Window aggregates; `count` alone takes no input (then it counts events)."""
+
+Closed = Literal["left", "right"]
+"""Which end of a window `[t - W, t]` is included: left is `floor(t - W, hop) <= event_time < t`."""
+
+
+@dataclass(frozen=True, slots=True)
+class EntitySpec:
+    """An entity: its key columns in order, each with its type."""
+
+    name: str
+    keys: tuple[tuple[str, DType], ...]
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of the key columns, as in sources and requests."""
+        return tuple(name for name, _ in self.keys)
+
+    @property
+    def types(self) -> tuple[DType, ...]:
+        """Types of the key columns."""
+        return tuple(dtype for _, dtype in self.keys)
+
+
+@dataclass(frozen=True, slots=True)
+class SourceSpec:
+    """A stream of events: `timestamp` names the event time, `schema` the other columns.
+
+    `delay_us`: what an import without known_at adds to event_time, or None when such an import
+    is refused.
+    """
+
+    name: str
+    timestamp: str
+    schema: Mapping[str, DType]
+    delay_us: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AggregateSpec:
+    """One aggregate of a window view: `function` over `input` (an expression) where `filter`."""
+
+    name: str
+    function: str
+    input: str | None = None
+    filter: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ViewSpec:
+    """A feature view: the latest values of columns, or aggregates over windows, per entity.
+
+    `kind` latest: `features` maps names to types, `ttl_us` None is infinite.  `kind` window:
+    `windows_us`, `aggregates`, `hops_us` (one per window) and `closed`; `features` maps
+    `<aggregate>_<window>` to types, windows within aggregates.
+    `freshness_us`: the age that a served value should stay under, or None.
+    """
+
+    name: str
+    kind: Literal["latest", "window"]
+    entity: str
+    source: str
+    features: Mapping[str, DType]
+    ttl_us: int | None = None
+    freshness_us: int | None = None
+    windows_us: tuple[int, ...] = ()
+    hops_us: tuple[int, ...] = ()
+    aggregates: tuple[AggregateSpec, ...] = ()
+    closed: Closed = "left"
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def hash(self) -> str:
+        """Hash of all that decides this view's values: another hash is another version."""
+        return definition_hash(
+            [
+                *(self.kind, self.entity, self.source, self.ttl_us, self.closed),
+                *(list(self.windows_us), list(self.hops_us), dict(self.features)),
+                [[a.name, a.function, a.input, a.filter] for a in self.aggregates],
+                dict(self.defaults),
+            ]
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class TransformSpec:
+    """A compiled function of features: `inputs` pairs each argument with a feature reference.
+
+    A reference is `view.feature`, `request.field` or the name of another transform.
+    """
+
+    name: str
+    source: str
+    inputs: tuple[tuple[str, str], ...]
+    output: DType
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceSpec:
+    """The features that a model reads, in the order of its vector.
+
+    `features`: references `view.feature`, `transform`, or the key column of an entity.
+    `request`: fields that come with each request; they end the vector, in order.
+    """
+
+    name: str
+    features: tuple[str, ...]
+    request: Mapping[str, DType]
+
+    @property
+    def vector(self) -> tuple[str, ...]:
+        """Names of the vector's elements: `features`, then the request fields."""
+        return (*self.features, *self.request)
+
+
+@dataclass(frozen=True, slots=True)
+class JobSpec:
+    """A training job: which rows, which label, which features, how trained, when, and then what.
+
+    The spine is every event of `spine_source` (where `spine_filter`) at its column `spine_time`; it
+    brings the entity keys and request fields by name.  `label` is an expression over that source.
+    A row counts once its event is known.  `start_us` (inclusive) and `end_us` (exclusive) bound
+    `spine_time`.  `valid_share` and `test_share` are the last parts of the rows in time order.
+    """
+
+    name: str
+    model: str
+    service: str
+    spine_source: str
+    spine_time: str
+    label: str
+    spine_filter: str | None = None
+    start_us: int | None = None
+    end_us: int | None = None
+    objective: Literal["binary", "regression"] = "binary"
+    valid_share: float = 0.15
+    test_share: float = 0.15
+    categorical: tuple[str, ...] = ()
+    params: Mapping[str, Any] = field(default_factory=dict)
+    num_boost_round: int = 500
+    early_stopping_rounds: int = 30
+    trainer: str = "lightgbm"
+    schedule: str | None = None
+    gate: Mapping[str, float] = field(default_factory=dict)
+    deploy: Literal["none", "champion"] = "none"
+    mode: Literal["as_known", "as_corrected"] = "as_known"
+
+
+@dataclass(frozen=True)
+class Definitions:
+    """Everything that was applied, by kind and name; immutable: an apply makes a new one."""
+
+    entities: Mapping[str, EntitySpec] = field(default_factory=dict)
+    sources: Mapping[str, SourceSpec] = field(default_factory=dict)
+    views: Mapping[str, ViewSpec] = field(default_factory=dict)
+    transforms: Mapping[str, TransformSpec] = field(default_factory=dict)
+    services: Mapping[str, ServiceSpec] = field(default_factory=dict)
+    jobs: Mapping[str, JobSpec] = field(default_factory=dict)
+
+    def source(self, name: str) -> SourceSpec:
+        """Return the source `name`, else raise NotFoundError(code="unknown_source")."""
+        return _named(self.sources, name, "source")
+
+    def view(self, name: str) -> ViewSpec:
+        """Return the view `name`, else raise NotFoundError(code="unknown_view")."""
+        return _named(self.views, name, "view")
+
+    def service(self, name: str) -> ServiceSpec:
+        """Return the feature service `name`, else raise NotFoundError(code="unknown_service")."""
+        return _named(self.services, name, "service")
+
+    def job(self, name: str) -> JobSpec:
+        """Return the job `name`, else raise NotFoundError(code="unknown_job")."""
+        return _named(self.jobs, name, "job")
+
+    def views_of(self, source: str) -> list[ViewSpec]:
+        """Return the views that `source` feeds, in name order."""
+        return [v for _, v in sorted(self.views.items()) if v.source == source]
+
+    def closure(self, service: ServiceSpec) -> "Closure":
+        """Return what `service` needs: views, transforms in order of evaluation, entities."""
+        from mlpd.core.closure import build_closure  # noqa: PLC0415 - closure imports the specs
+
+        return build_closure(self, service)
+
+
+@dataclass(frozen=True, slots=True)
+class Closure:
+    """All that a feature service depends on, found once at apply.
+
+    `view_features`: per view the features read, in first-use order.  `transforms`: each after
+    what it reads.  `entities`: whose keys a request must bring.  `dtypes`: of every vector element.
+    `hash`: of the meaning of all of it; a model pins it.
+    """
+
+    service: ServiceSpec
+    view_features: Mapping[str, tuple[str, ...]]
+    transforms: tuple[TransformSpec, ...]
+    entities: tuple[EntitySpec, ...]
+    dtypes: Mapping[str, DType]
+    hash: str
+
+    @property
+    def key_columns(self) -> Mapping[str, DType]:
+        """Key columns that a request or spine row must bring, with their types."""
+        return {name: dtype for entity in self.entities for name, dtype in entity.keys}
+
+
+def default_hop_us(window_us: int) -> int:
+    """Return the hop of a window: 1 d from 12 d on, 1 h from 12 h on, else 5 min."""
+    if window_us >= 12 * DAY_US:
+        return DAY_US
+    return HOUR_US if window_us >= 12 * HOUR_US else 5 * MINUTE_US
+
+
+def window_feature(aggregate: str, window_us: int) -> str:
+    """Return a window feature's name, for example `dep_delay_mean_1h`."""
+    return f"{aggregate}_{format_duration(window_us)}"
+
+
+def _named(mapping: Mapping[str, T], name: str, what: str) -> T:
+    found = mapping.get(name)
+    if found is None:
+        known = ", ".join(sorted(mapping)) or "none"
+        raise NotFoundError(
+            f"unknown {what} {name!r}; known: {known}",
+            code=f"unknown_{what}",
+            hint="Check the spelling, or add it to your definitions and run mlpd apply.",
+        )
+    return found
