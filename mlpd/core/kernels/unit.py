@@ -1,0 +1,147 @@
+"""What is compiled together, and its cache key: everything that could change the machine code."""
+
+import hashlib
+import importlib.metadata
+import os
+import platform
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from mlpd.core.errors import InternalError
+from mlpd.core.kernels.declare import Signature, declared_kernels, is_native
+
+FORMAT = 1
+"""Raised whenever the compile child or the meaning of a cached file changes."""
+
+SOURCE_NAME = "<transform>"
+"""The file name that source text compiles under."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleUnit:
+    """The kernels that an imported module declares."""
+
+    module: ModuleType
+    boundscheck: bool
+
+    @property
+    def name(self) -> str:
+        """The module's dotted name, for messages."""
+        return self.module.__name__
+
+    @property
+    def kernels(self) -> dict[str, Signature]:
+        """The entries by name."""
+        return declared_kernels(self.module)
+
+    def describe(self) -> dict[str, Any]:
+        """Return what the compile child needs to build this unit again, as JSON."""
+        return {"module": self.name, "boundscheck": self.boundscheck}
+
+    def content(self) -> Iterator[bytes]:
+        """Yield the sources and the imported constants of every module that takes part."""
+        for module in native_modules(self.module):
+            if module.__file__ is None:
+                raise InternalError(f"kernel module '{module.__name__}' has no source file")
+            yield module.__name__.encode()
+            yield Path(module.__file__).read_bytes()
+            yield from _constants(module)
+
+
+@dataclass(frozen=True, slots=True)
+class SourceUnit:
+    """Source text of plain functions, some of them entries; it sees `math` and `np` alone."""
+
+    source: str
+    kernels: Mapping[str, Signature]
+    boundscheck: bool
+    name: str = SOURCE_NAME
+
+    def describe(self) -> dict[str, Any]:
+        """Return what the compile child needs to build this unit again, as JSON."""
+        kernels = {
+            name: [[p.name for p in signature.parameters], signature.types, signature.returns]
+            for name, signature in self.kernels.items()
+        }
+        return {"source": self.source, "kernels": kernels, "boundscheck": self.boundscheck}
+
+    def content(self) -> Iterator[bytes]:
+        """Yield the text and the signatures."""
+        yield self.source.encode()
+        for name, signature in sorted(self.kernels.items()):
+            yield f"{name}{signature}".encode()
+
+
+Unit = ModuleUnit | SourceUnit
+
+
+def native_modules(module: ModuleType) -> list[ModuleType]:
+    """Return `module` and, transitively, the modules whose native functions it imports."""
+    found = {module.__name__: module}
+    queue = [module]
+    while queue:
+        for value in vars(queue.pop()).values():
+            if is_native(value) and value.__module__ not in found:
+                owner = sys.modules[value.__module__]
+                found[owner.__name__] = owner
+                queue.append(owner)
+    return [found[name] for name in sorted(found)]
+
+
+def _constants(module: ModuleType) -> Iterator[bytes]:
+    """Yield the module's constants: numba freezes them, also those another module defines."""
+    for name, value in sorted(vars(module).items()):
+        if name.startswith("__"):
+            continue
+        if isinstance(value, bool | int | float | str | bytes | tuple | np.generic):
+            yield f"{name}={value!r}".encode()
+        elif isinstance(value, np.ndarray):
+            yield f"{name}={value.dtype}{value.shape}".encode() + value.tobytes()
+        elif isinstance(value, type) and issubclass(value, Enum):
+            yield f"{name}={[(member.name, member.value) for member in value]}".encode()
+
+
+def cache_key(unit: Unit) -> str:
+    """Return 32 hex digits naming the unit's code for this compiler and this processor."""
+    digest = hashlib.blake2b(digest_size=16)
+    for part in (*_toolchain(), str(unit.boundscheck).encode(), *unit.content()):
+        digest.update(len(part).to_bytes(8, "little") + part)
+    return digest.hexdigest()
+
+
+def _toolchain() -> Iterator[bytes]:
+    yield str(FORMAT).encode()
+    yield repr(sys.version_info[:2]).encode()
+    for package in ("numba", "llvmlite", "numpy"):
+        yield importlib.metadata.version(package).encode()
+    yield host_cpu()
+
+
+def host_cpu() -> bytes:
+    """Return the processor's model and features; numba compiles for exactly this one."""
+    wanted = (b"vendor_id", b"cpu family", b"model", b"stepping", b"flags", b"Features", b"CPU ")
+    try:
+        with Path("/proc/cpuinfo").open("rb", buffering=4096) as lines:
+            first = iter(lines.readline, b"\n")  # the first processor ends with an empty line
+            return b"".join(line for line in first if line.startswith(wanted))
+    except FileNotFoundError:
+        return f"{platform.machine()} {platform.processor()}".encode()
+
+
+def default_cache_dir() -> Path:
+    """Return `$MLPD_CACHE_DIR`, `$XDG_CACHE_HOME/mlpd` or `~/.cache/mlpd`, the first that is set.
+
+    For built-in kernels, which every data directory of this user shares.
+    """
+    if own := os.environ.get("MLPD_CACHE_DIR"):
+        return Path(own)
+    if shared := os.environ.get("XDG_CACHE_HOME"):
+        return Path(shared) / "mlpd"
+    return Path.home() / ".cache" / "mlpd"
