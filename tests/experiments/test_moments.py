@@ -1,0 +1,120 @@
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mlpd.experiments.moments import Moments, RatioMoments
+
+VALUES = st.lists(st.floats(-1e6, 1e6), max_size=30)
+PAIR = st.tuples(st.floats(-1e3, 1e3), st.floats(0.5, 1e3))
+PAIRS = st.lists(PAIR, min_size=1, max_size=30)
+
+
+def exact_variance(values: list[float]) -> float:
+    """The unbiased variance in rational arithmetic, rounded once."""
+    exact = [Fraction(v) for v in values]
+    if len(exact) < 2:
+        return 0.0
+    mean = sum(exact) / len(exact)
+    return float(sum((v - mean) ** 2 for v in exact) / (len(exact) - 1))
+
+
+def exact_ratio_variance(pairs: list[tuple[float, float]]) -> float:
+    """The linearised form sum((x - R y)^2) / ((n - 1) n mean(y)^2), in rational arithmetic."""
+    exact = [(Fraction(x), Fraction(y)) for x, y in pairs]
+    n, total = len(exact), sum(y for _, y in exact)
+    if n < 2:
+        return 0.0
+    ratio = sum(x for x, _ in exact) / total
+    squares = sum((x - ratio * y) ** 2 for x, y in exact)
+    return float(squares / ((n - 1) * n * (total / n) ** 2))
+
+
+def close(found: RatioMoments, expected: RatioMoments) -> bool:
+    scale = 1e6 * max(expected.n, 1)
+    flat = [(*m.x, *m.y, m.comoment) for m in (found, expected)]
+    return all(
+        a == pytest.approx(b, rel=1e-9, abs=1e-9 * scale) for a, b in zip(*flat, strict=True)
+    )
+
+
+def test_variance_is_true_far_from_zero() -> None:
+    values = [1e9 + i for i in range(8)]
+    assert Moments.of(values).variance == 6.0
+    pairs = RatioMoments.of([(v, 1.0) for v in values])
+    assert pairs.x.variance == 6.0
+    assert pairs.ratio_variance == 6.0 / 8
+
+
+@given(VALUES)
+def test_moments_match_rational_arithmetic(values: list[float]) -> None:
+    found = Moments.of(values)
+    assert found.n == len(values)
+    assert found.variance == pytest.approx(exact_variance(values), rel=1e-9, abs=1e-6)
+
+
+@given(VALUES, VALUES)
+def test_merging_equals_adding_all(left: list[float], right: list[float]) -> None:
+    merged, whole = Moments.of(left).merge(Moments.of(right)), Moments.of(left + right)
+    assert merged == pytest.approx(whole, rel=1e-9, abs=1e-4)
+
+
+@given(VALUES, st.floats(-1e6, 1e6), st.floats(-1e6, 1e6))
+def test_replacing_and_removing_undo_adding(values: list[float], old: float, new: float) -> None:
+    with_old = Moments.of([*values, old])
+    assert with_old.replace(old, new) == pytest.approx(
+        Moments.of([*values, new]), rel=1e-9, abs=1e-3
+    )
+    assert with_old.remove(old) == pytest.approx(Moments.of(values), rel=1e-9, abs=1e-3)
+
+
+@given(PAIRS)
+def test_ratio_and_its_variance_match_rational_arithmetic(
+    pairs: list[tuple[float, float]],
+) -> None:
+    found = RatioMoments.of(pairs)
+    expected = sum(x for x, _ in pairs) / sum(y for _, y in pairs)
+    assert found.ratio == pytest.approx(expected, rel=1e-9, abs=1e-9)
+    scale = max(abs(x) for x, _ in pairs) + max(y for _, y in pairs)
+    assert found.ratio_variance == pytest.approx(
+        exact_ratio_variance(pairs), rel=1e-6, abs=1e-9 * scale**2
+    )
+
+
+@given(PAIRS, PAIRS)
+def test_pairs_merge(left: list[tuple[float, float]], right: list[tuple[float, float]]) -> None:
+    assert close(RatioMoments.of(left).merge(RatioMoments.of(right)), RatioMoments.of(left + right))
+
+
+@given(PAIRS, PAIR, PAIR)
+def test_pairs_are_replaced_and_removed(
+    pairs: list[tuple[float, float]], old: tuple[float, float], new: tuple[float, float]
+) -> None:
+    with_old = RatioMoments.of([*pairs, old])
+    assert close(with_old.replace(old, new), RatioMoments.of([*pairs, new]))
+    assert close(with_old.remove(*old), RatioMoments.of(pairs))
+
+
+def test_empty_moments_are_neutral() -> None:
+    some = RatioMoments.of([(1.0, 2.0), (3.0, 2.0)])
+    assert RatioMoments().merge(some) == some == some.merge(RatioMoments())
+    assert RatioMoments().merge(RatioMoments()) == RatioMoments()
+    assert RatioMoments.of([(1.0, 2.0)]).remove(1.0, 2.0) == RatioMoments()
+    assert (RatioMoments().ratio, RatioMoments().ratio_variance) == (0.0, 0.0)
+
+
+def test_the_delta_method_sees_what_naive_variance_misses_in_clusters() -> None:
+    rng = np.random.default_rng(5)
+    estimates, claimed, naive = [], [], []
+    for _ in range(300):
+        counts = rng.integers(1, 20, 200)
+        sums = rng.binomial(counts, rng.beta(1, 3, 200))
+        moments = RatioMoments.of(zip(map(float, sums), map(float, counts), strict=True))
+        estimates.append(moments.ratio)
+        claimed.append(moments.ratio_variance)
+        naive.append(moments.ratio * (1 - moments.ratio) / counts.sum())
+    truth = float(np.var(estimates, ddof=1))
+    assert np.mean(claimed) == pytest.approx(truth, rel=0.25)
+    assert np.mean(naive) < 0.5 * truth
