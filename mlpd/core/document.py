@@ -56,6 +56,7 @@ def parse_document(document: object) -> Definitions:
     services = _each(parts["services"], "feature service", _service)
     _check_shared_names(entities, views, transforms)
     found = Definitions(entities, sources, views, transforms, services)
+    _check_request_types(services)
     for service in services.values():
         found.closure(service)
     jobs = _each(parts["jobs"], "job", lambda f, n: _job(f, n, found))
@@ -396,6 +397,19 @@ def _check_vector(fields: _Fields, job: JobSpec, closure: Closure) -> None:
             raise fields.error(f"feature {feature!r} is bytes, which no trainer takes")
         if dtype is DType.STRING and feature not in job.categorical:
             raise fields.error(f"text feature {feature!r} must be listed under 'categorical'")
+
+
+def _check_request_types(services: Mapping[str, ServiceSpec]) -> None:
+    """A request field has one type in all services: a transform may read it in any of them."""
+    types: dict[str, DType] = {}
+    for service in services.values():
+        for field, dtype in service.request.items():
+            if types.setdefault(field, dtype) != dtype:
+                raise DefinitionError(
+                    f"request field {field!r} is {dtype} in service {service.name!r} "
+                    f"and {types[field]} in another",
+                    hint="Give it one type, or another name.",
+                )
 
 
 def _check_shared_names(

@@ -17,7 +17,7 @@
     └── InternalError           500  a broken invariant: a bug in mlpd, always logged
 
 A message names the thing, what was expected, and the hint says what to do.  `code` is
-`snake_case`, stable across releases, and narrower than the class: `unknown_feature`, not `not_found`.
+`snake_case`, stable across releases, and narrower than the class, such as `unknown_feature`.
 """
 
 from collections.abc import Mapping

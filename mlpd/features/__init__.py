@@ -1,1 +1,1 @@
-"""Feature store engine: definitions, ingest, online reads, point-in-time joins, windows, transforms."""
+"""Feature store engine: ingest, online reads, point-in-time joins, windows, transforms."""

@@ -1,0 +1,129 @@
+"""Catalog: the definitions that run, resolved once at apply into everything a request needs.
+
+A catalog is immutable; an apply builds the next one beside it and swaps one reference.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mlpd.core.columns import DType
+from mlpd.core.document import parse_document
+from mlpd.core.specs import Closure, Definitions, EntitySpec, ViewSpec
+from mlpd.features.latest import LatestPlan
+from mlpd.features.transforms import TransformSet
+from mlpd.features.windows import WindowPlan
+
+EMPTY_DOCUMENT: dict[str, Any] = {"format": 1}
+
+
+@dataclass(frozen=True, slots=True)
+class ViewPlan:
+    """A view with its on-disk id, its entity and the plan that reads and writes its rows."""
+
+    view: ViewSpec
+    view_id: int
+    entity: EntitySpec
+    plan: LatestPlan | WindowPlan
+
+
+@dataclass(frozen=True)
+class Catalog:
+    """Everything that runs, at one version.
+
+    `version` counts applies.  `view_ids` gives the on-disk id of every (view name, view hash) ever
+    applied as `name@hash`: an id is never reused, so a changed view starts on clean rows.
+    """
+
+    version: int
+    document: Mapping[str, Any]
+    definitions: Definitions
+    view_ids: Mapping[str, int]
+    views: Mapping[str, ViewPlan]
+    views_by_source: Mapping[str, tuple[ViewPlan, ...]]
+    closures: Mapping[str, Closure]
+    transforms: TransformSet
+
+    def to_state(self) -> dict[str, Any]:
+        """Return what the store keeps; `build_catalog` takes it back."""
+        return {
+            "version": self.version,
+            "document": dict(self.document),
+            "view_ids": dict(self.view_ids),
+        }
+
+
+def build_catalog(
+    document: Mapping[str, Any],
+    *,
+    version: int,
+    view_ids: Mapping[str, int],
+    kernels: Any,
+    cache: Path,
+) -> Catalog:
+    """Return the catalog of `document`; views not in `view_ids` get the next free ids.
+
+    Blocks: compiling new transforms takes seconds (in a child process).  Raises DefinitionError.
+    """
+    definitions = parse_document(document)
+    ids = dict(view_ids)
+    views: dict[str, ViewPlan] = {}
+    for name, view in sorted(definitions.views.items()):
+        view_id = ids.setdefault(view_key(view), max(ids.values(), default=0) + 1)
+        entity = definitions.entities[view.entity]
+        views[name] = ViewPlan(view, view_id, entity, _plan(definitions, view, kernels))
+    closures = {name: definitions.closure(s) for name, s in definitions.services.items()}
+    return Catalog(
+        version=version,
+        document=document,
+        definitions=definitions,
+        view_ids=ids,
+        views=views,
+        views_by_source={
+            source: tuple(views[v.name] for v in definitions.views_of(source))
+            for source in definitions.sources
+        },
+        closures=closures,
+        transforms=_transforms(definitions, cache),
+    )
+
+
+def view_key(view: ViewSpec) -> str:
+    """Return the key of a view's version in `view_ids`."""
+    return f"{view.name}@{view.hash}"
+
+
+def _plan(definitions: Definitions, view: ViewSpec, kernels: Any) -> LatestPlan | WindowPlan:
+    if view.kind == "latest":
+        return LatestPlan(view)
+    return WindowPlan.build(view, definitions.sources[view.source], kernels)
+
+
+def _transforms(definitions: Definitions, cache: Path) -> TransformSet:
+    inputs = {
+        name: [_input_type(definitions, reference) for _, reference in spec.inputs]
+        for name, spec in definitions.transforms.items()
+    }
+    return TransformSet(definitions.transforms, inputs, cache)
+
+
+def _input_type(definitions: Definitions, reference: str) -> DType:
+    owner, _, feature = reference.partition(".")
+    if owner == "request":
+        return _request_type(definitions, feature)
+    if feature:
+        return definitions.view(owner).features[feature]
+    if reference in definitions.transforms:
+        return definitions.transforms[reference].output
+    return next(
+        dtype
+        for entity in definitions.entities.values()
+        for column, dtype in entity.keys
+        if column == reference
+    )
+
+
+def _request_type(definitions: Definitions, field: str) -> DType:
+    """All services that bring a request field agree on its type: `parse_document` has checked."""
+    return next(s.request[field] for s in definitions.services.values() if field in s.request)
