@@ -1,0 +1,76 @@
+"""The named LMDB databases of one environment, and the head record that sums up the log."""
+
+import struct
+from enum import StrEnum
+from typing import NamedTuple
+
+from mlpd.core.names import Sequence, TimeUs
+from mlpd.core.time import MIN_TIME_US
+
+
+class Table(StrEnum):
+    """A named LMDB database; docs/formats/lmdb.md tells who owns its keys.
+
+    Keys of ONLINE, EVENT_IDS, PREDICTIONS, LABELS and UNITS begin with the u16be slot.
+    """
+
+    META = "meta"
+    LOG = "log"
+    SEGMENTS = "segments"
+    ONLINE = "online"
+    DEFINITIONS = "definitions"
+    EVENT_IDS = "event_ids"
+    IDEMPOTENCY = "idempotency"
+    PREDICTIONS = "predictions"
+    LABELS = "labels"
+    MODELS = "models"
+    ROUTES = "routes"
+    EXPERIMENTS = "experiments"
+    UNITS = "units"
+    JOBS = "jobs"
+    RUNS = "runs"
+    MONITORING = "monitoring"
+
+
+class Head(NamedTuple):
+    """What the last committed group left behind; key `head` of META, 32 bytes `<4q`."""
+
+    sequence: Sequence
+    """Newest sequence in the log, 0 before the first."""
+    group_us: TimeUs
+    """Arrival time K of the last group, of whatever kind."""
+    known_us: TimeUs
+    """Newest known_time of any event; `MIN_TIME_US` before the first."""
+    event_us: TimeUs
+    """Newest event_time of any event; `MIN_TIME_US` before the first."""
+
+    @classmethod
+    def decode(cls, data: bytes | None) -> "Head":
+        """Return the head from its bytes; None is the head of an empty environment."""
+        return EMPTY_HEAD if data is None else cls._make(_HEAD.unpack(data))
+
+    def encode(self) -> bytes:
+        """Return the 32 bytes that `decode` reads."""
+        return _HEAD.pack(*self)
+
+
+_HEAD = struct.Struct("<4q")
+_BEFORE = TimeUs(MIN_TIME_US)
+EMPTY_HEAD = Head(Sequence(0), _BEFORE, _BEFORE, _BEFORE)
+HEAD_KEY = b"head"
+FORMAT_KEY = b"format"
+FORMAT_VERSION = 1
+"""Version of the whole data directory; an environment with another one is refused."""
+
+_U64 = struct.Struct(">Q")
+
+
+def u64be(number: int) -> bytes:
+    """Return the 8 bytes of an unsigned number that sort as the number does."""
+    return _U64.pack(number)
+
+
+def from_u64be(data: bytes) -> int:
+    """Return the number that `u64be` packed."""
+    number: int = _U64.unpack(data)[0]
+    return number
