@@ -47,7 +47,7 @@ class Head(NamedTuple):
     @classmethod
     def decode(cls, data: bytes | None) -> "Head":
         """Return the head from its bytes; None is the head of an empty environment."""
-        return EMPTY_HEAD if data is None else cls._make(_HEAD.unpack(data))
+        return EMPTY_HEAD if data is None else tuple.__new__(cls, _HEAD.unpack(data))
 
     def encode(self) -> bytes:
         """Return the 32 bytes that `decode` reads."""

@@ -42,11 +42,12 @@ from typing import Protocol, TypeVar
 
 from mlpd.core.names import TimeUs
 from mlpd.core.time import MIN_TIME_US, Clock
+from mlpd.storage.tables import Head
 
 
 class _Snapshot(Protocol):
     @property
-    def group_us(self) -> TimeUs: ...
+    def head(self) -> Head: ...
 
 
 S = TypeVar("S", bound=_Snapshot)
@@ -86,7 +87,7 @@ class TimeKeeper:
         """Return a new snapshot and its read time t; `open_snapshot` runs under the lock."""
         with self._lock:
             snapshot = open_snapshot()
-            newest_us = snapshot.group_us
+            newest_us = snapshot.head.group_us
             t_us: int = self._clock()
             pending_us = self._pending_us
             if pending_us is not None and newest_us < pending_us:

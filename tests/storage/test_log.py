@@ -160,7 +160,7 @@ def test_record_codec_round_trips(kind: Any, source: Any, first: Any, table: Any
         "s": column_of(DType.STRING, texts),
         "f": column_of(DType.FLOAT64, floats),
     }
-    data = encode_record(kind, source, first, np.array(event + known, np.int64), columns)
+    data = encode_record(kind, source, first, np.array(event + known, np.int64).tobytes(), columns)
     record = decode_record(data, first)
     assert (record.kind, record.source, record.first) == (kind, source, first)
     assert (record.event_us.tolist(), record.known_us.tolist()) == (event, known)
@@ -172,7 +172,8 @@ def test_record_codec_round_trips(kind: Any, source: Any, first: Any, table: Any
 
 @given(position=st.integers(0, 10_000), bit=st.integers(0, 7))
 def test_any_flipped_bit_is_noticed(position: int, bit: int) -> None:
-    data = bytearray(encode_record(RecordKind.EVENTS, "s", 9, np.array([1, 2, 3, 4]), rows(7, 8)))
+    times = np.array([1, 2, 3, 4]).tobytes()
+    data = bytearray(encode_record(RecordKind.EVENTS, "s", 9, times, rows(7, 8)))
     data[position % len(data)] ^= 1 << bit
     with pytest.raises(InternalError) as caught:
         decode_record(bytes(data), 9)

@@ -2,7 +2,9 @@
 
 import random
 import threading
+from copy import copy
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +13,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlpd.core.names import TimeUs
+from mlpd.core.time import MIN_TIME_US
 from mlpd.storage.environment import Environment
 from mlpd.storage.log import read_records
+from mlpd.storage.tables import EMPTY_HEAD, Head
 from mlpd.storage.timekeeper import TimeKeeper
 from mlpd.storage.writer import Writer
 
 
 @dataclass
 class FakeSnapshot:
-    group_us: TimeUs
+    head: Head
 
 
 START_US = 1_700_000_000_000_000
@@ -47,8 +51,9 @@ def test_protocol_holds_for_every_interleaving(script: list[tuple[str, int]]) ->
             times.end_group()
             phase = "idle"
         elif action == "read":
-            newest = groups[-1] if groups else -(2**61)
-            _, t_us = times.open_read(lambda: FakeSnapshot(TimeUs(newest)))  # noqa: B023 - called at once
+            newest = groups[-1] if groups else MIN_TIME_US
+            snapshot = FakeSnapshot(EMPTY_HEAD._replace(group_us=TimeUs(newest)))
+            _, t_us = times.open_read(partial(copy, snapshot))
             reads.append((len(groups), t_us))
     for seen, t_us in reads:
         assert all(k < t_us for k in groups[:seen])
