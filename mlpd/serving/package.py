@@ -1,0 +1,97 @@
+"""What a model version brings to the server: its ONNX bytes, signature, link and golden rows."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mlpd.core.vector import Vectorizer
+
+FEATURES, RAW_SCORE, SCORE = "features", "raw_score", "score"
+"""Tensor names of a trained model: its input, its graph's output, and what the link makes of it."""
+
+Tensors = Mapping[str, NDArray[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """A tensor as the Open Inference Protocol writes it: `datatype` like FP64, -1 for any size."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the protocol's JSON form."""
+        return {"name": self.name, "datatype": self.datatype, "shape": list(self.shape)}
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """Inputs and outputs of a model; `vectorizer` is None for a user's ONNX file."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    vectorizer: Vectorizer | None = None
+
+    @classmethod
+    def of_vectors(cls, vectorizer: Vectorizer, outputs: int) -> "Signature":
+        """Return a trained model's signature: `features` FP64 [-1, F] to `score` FP64 [-1, K]."""
+        return cls(
+            inputs=(TensorSpec(FEATURES, "FP64", (-1, len(vectorizer.features))),),
+            outputs=(TensorSpec(SCORE, "FP64", (-1, outputs)),),
+            vectorizer=vectorizer,
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class GoldenRows:
+    """Inputs of a few rows and the outputs that every load must give again.
+
+    Of a trained model: `features` to `raw_score` and `score`, compared bit for bit.  Of a user's
+    ONNX file: its own names; `rtol` is the tolerance, relative and
+    absolute, that its registration granted.
+    """
+
+    inputs: Tensors
+    outputs: Tensors
+    rtol: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ModelPackage:
+    """A model version as the registry hands it over; `link` is None for a user's ONNX file.
+
+    `onnx`: a whole ModelProto without external data.  `digest`: of the version's manifest, so equal
+    digests are equal models.  `metadata`: JSON values shown under the protocol's `parameters`.
+    """
+
+    name: str
+    version: int
+    digest: str
+    onnx: bytes
+    signature: Signature
+    link: Mapping[str, Any] | None = None
+    golden: GoldenRows | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def trained(self) -> bool:
+        """Whether the model takes a feature vector and has a link."""
+        return self.link is not None and self.signature.vectorizer is not None
+
+    @property
+    def reference(self) -> str:
+        """`name@version`, as routes and messages write it."""
+        return f"{self.name}@{self.version}"
+
+
+def bit_equal(left: NDArray[Any], right: NDArray[Any]) -> bool:
+    """Tell whether two arrays agree in shape, dtype and every bit (NaN equals the same NaN)."""
+    if left.shape != right.shape or left.dtype != right.dtype:
+        return False
+    if left.dtype == np.dtype(object):
+        return bool(np.array_equal(left, right))
+    return left.tobytes() == right.tobytes()
