@@ -11,19 +11,23 @@ from pathlib import Path
 from typing import Any
 
 from mlpd.core.errors import DefinitionError, InternalError, MlpdError
-from mlpd.core.kernels import elf
-from mlpd.core.kernels.cache import fetch
+from mlpd.core.kernels import elf, mcjit
+from mlpd.core.kernels.cache import fetch, symbol_of
 from mlpd.core.kernels.call import Kernel
-from mlpd.core.kernels.declare import Signature
 from mlpd.core.kernels.unit import (
     ModuleUnit,
     SourceUnit,
     Unit,
     cache_key,
     default_cache_dir,
+    source_unit,
 )
 
 COMPILE_TIMEOUT_S = 120.0
+NUMBA_SWITCHES = {
+    "NUMBA_DISABLE_INTEL_SVML": "1",  # exp and its like come from libm, as in Python
+    "NUMBA_DISABLE_ERROR_MESSAGE_HIGHLIGHTING": "1",
+}
 OUTPUT_BYTES_MAX = 64 * 1024
 """How much of the child's stdout and of its stderr is read."""
 
@@ -34,13 +38,11 @@ class Kernels:
     def __init__(self, name: str, kernels: Mapping[str, Kernel]) -> None:
         self._name = name
         self._kernels = dict(kernels)
+        vars(self).update(kernels)  # found without __getattr__, in 30 ns
 
     def __getattr__(self, name: str) -> Kernel:
-        try:
-            return self._kernels[name]
-        except KeyError:
-            known = ", ".join(self._kernels)
-            raise AttributeError(f"'{self._name}' has no kernel '{name}'; it has {known}") from None
+        known = ", ".join(self._kernels)
+        raise AttributeError(f"'{self._name}' has no kernel '{name}'; it has {known}")
 
     def __getitem__(self, name: str) -> Kernel:
         return self._kernels[name]
@@ -77,18 +79,18 @@ def precompile(
 def compile_sources(
     source: str,
     *,
-    kernels: Mapping[str, Signature],
     cache_dir: Path | None = None,
+    what: str = "transforms",
     boundscheck: bool = True,
 ) -> Kernels:
-    """Return the native kernels of source text: plain functions that see `math` and `np` alone.
+    """Return the native kernels of source text, in which `math` and `np` are all that is known.
 
-    `kernels` names the entries among them, with signatures from `parse_signature`.  At the top
-    level of `source` stand undecorated functions and literal constants; nothing else runs.
-    Blocks on a cache miss, as load_kernels does.  Raises DefinitionError("transform_compile")
-    whose details hold the `function` and the `line` in `source` (from 1; 0 if unknown).
+    At its top level stand functions under `@device` or `@kernel(...)` and literal constants;
+    nothing of it ever runs in this process.  Blocks on a cache miss, as load_kernels does.
+    Raises DefinitionError("transform_compile") whose details hold the `function` and the `line`
+    in it, counted from 1 at its `def`.  `what` names the text in messages.
     """
-    unit = SourceUnit(source, kernels, boundscheck=boundscheck)
+    unit = source_unit(source, what, boundscheck=boundscheck)
     return _load(unit, cache_dir or default_cache_dir())
 
 
@@ -99,6 +101,8 @@ def _module_unit(module_name: str, boundscheck: bool | None) -> ModuleUnit:
 
 
 def _load(unit: Unit, cache_dir: Path) -> Kernels:
+    if not unit.kernels:
+        raise DefinitionError(f"{unit.name} declares no @kernel", code="kernel_signature")
     key = cache_key(unit)
     data = fetch(cache_dir, key)
     if data is None:
@@ -106,8 +110,14 @@ def _load(unit: Unit, cache_dir: Path) -> Kernels:
         data = fetch(cache_dir, key)
     if data is None:
         raise _child_failed("its object isn't in the cache; did the source change meanwhile?")
-    image = elf.load(data)
+    image = _map(data, unit)
     return Kernels(unit.name, {n: Kernel(n, s, image) for n, s in unit.kernels.items()})
+
+
+def _map(data: bytes, unit: Unit) -> elf.Image:
+    if elf.is_host_supported():
+        return elf.load(data)
+    return mcjit.load(data, map(symbol_of, unit.kernels))
 
 
 def _compile(units: Sequence[Unit], cache_dir: Path) -> None:
@@ -149,7 +159,7 @@ def _child_environment() -> dict[str, str]:
     """Return this environment with this process's import path, and without numba's switches."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("NUMBA_")}
     path = os.pathsep.join(entry for entry in sys.path if entry)
-    return kept | {"PYTHONPATH": path, "NUMBA_DISABLE_INTEL_SVML": "1"}
+    return kept | {"PYTHONPATH": path} | NUMBA_SWITCHES
 
 
 def _child_failed(reason: str, complaint: str = "") -> InternalError:
@@ -163,7 +173,8 @@ def _child_failed(reason: str, complaint: str = "") -> InternalError:
 
 def _compile_error(unit: Unit, answer: Mapping[str, Any]) -> MlpdError:
     details = {"function": answer["function"], "line": answer["line"]}
-    message = f"{unit.name}, line {answer['line']}: {answer['message']}"
+    where = f"'{answer['function']}', line {answer['line']}"
+    message = f"{unit.name}: {where}: {answer['message']}"
     if isinstance(unit, SourceUnit):
         return DefinitionError(message, code="transform_compile", details=details)
     return InternalError(message, code="kernel_compile", details=details)

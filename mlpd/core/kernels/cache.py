@@ -12,6 +12,9 @@ from pathlib import Path
 
 from mlpd.core.kernels.unit import FORMAT
 
+FILES_MAX = 1024
+"""Two for each module or set of transforms; a set is compiled anew whenever one changes."""
+
 
 def symbol_of(kernel_name: str) -> str:
     """Return the object's symbol for a kernel."""
@@ -26,6 +29,17 @@ def store(cache_dir: Path, key: str, data: bytes) -> None:
     record = {"format": FORMAT, "object": name, "blake2b": digest}
     _write(cache_dir / name, data)
     _write(cache_dir / f"{key}.json", json.dumps(record).encode())
+    _prune(cache_dir)
+
+
+def _prune(cache_dir: Path) -> None:
+    """Delete the oldest files beyond FILES_MAX; whoever still wants one compiles it again."""
+    try:
+        aged = sorted((entry.stat().st_mtime_ns, entry.path) for entry in os.scandir(cache_dir))
+    except FileNotFoundError:  # another process is pruning
+        return
+    for _, path in aged[:-FILES_MAX]:
+        Path(path).unlink(missing_ok=True)
 
 
 def fetch(cache_dir: Path, key: str) -> bytes | None:

@@ -43,15 +43,16 @@ _prove_layout()
 class Kernel:
     """One native entry; any thread may call it, and the GIL is free while it runs."""
 
-    __slots__ = ("_checks", "_entry", "_image", "_slot", "address", "name", "signature")
+    __slots__ = ("_checks", "_entry", "_frame", "_image", "address", "name", "signature")
 
     def __init__(self, name: str, signature: Signature, image: Image) -> None:
         self.name: Final = name
         self.signature: Final = signature
         self.address: Final = image.symbols[symbol_of(name)]
         self._image = image  # keeps the code mapped
-        self._slot = _slot_type(signature.returns)
-        self._entry = _prototype(signature)(self.address)
+        self._frame = _frame_type(signature)
+        prototype = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.POINTER(self._frame))
+        self._entry: Callable[[ctypes.Structure], int] = prototype(self.address)
         self._checks = tuple(_check(parameter) for parameter in signature.parameters)
 
     def __call__(self, *values: Any) -> Any:
@@ -61,20 +62,22 @@ class Kernel:
         """
         if len(values) != len(self._checks):
             raise self._mistake(f"takes {len(self._checks)} arguments, not {len(values)}")
-        words: list[Any] = []
-        for (dtype, flags, scalar), value in zip(self._checks, values, strict=True):
+        words: list[Any] = [0, None]
+        put = words.append
+        for (dtype, flags, scalar), value in zip(self._checks, values, strict=False):
             if scalar is not None:
-                words.append(scalar(value))
+                put(scalar(value))
             elif (
                 type(value) is np.ndarray
+                and (value.dtype is dtype or value.dtype == dtype)
                 and value.ndim == 1
-                and value.dtype == dtype
                 and value.flags.num & flags == flags
             ):
-                words += _word_at(id(value) + _DATA_OFFSET).value, value.size
+                put(_word_at(id(value) + _DATA_OFFSET).value)
+                put(value.size)
             else:
                 raise self._wrong_array(values)
-        return self.raw(*words)
+        return self._run(self._frame(*words))
 
     def raw(self, *words: float) -> Any:
         """Run on plain words: each array as its address and its length, scalars as they are.
@@ -82,45 +85,42 @@ class Kernel:
         For callers that keep their arrays and prepare the words once.  Nothing is checked: a
         wrong address ends the process.  Raises KernelError when the kernel raises.
         """
-        slot = self._slot()
-        status = self._entry(_byref(slot), _byref(slot, 8), *words)
-        if status >= _RAISED:
-            raise KernelError(f"kernel '{self.name}' raised {_exception_name(slot.failure)}")
-        return slot.result
+        return self._run(self._frame(0, None, *words))
+
+    def _run(self, frame: Any) -> Any:
+        if self._entry(frame) >= _RAISED:
+            raise KernelError(f"kernel '{self.name}' raised {_exception_name(frame.failure)}")
+        return frame.result
 
     def _mistake(self, what: str) -> TypeError:
         return TypeError(f"kernel '{self.name}' {what}; it is declared {self.signature}")
 
     def _wrong_array(self, values: tuple[Any, ...]) -> TypeError:
-        for parameter, (dtype, flags, _), value in zip(
-            self.signature.parameters, self._checks, values, strict=True
-        ):
-            if parameter.is_array and (problem := _problem(value, dtype, flags)):
-                return self._mistake(f"wants {parameter} for '{parameter.name}', not {problem}")
-        return self._mistake("got wrong arguments")
+        problems = (
+            f"wants {parameter} for '{parameter.name}' but got {problem}"
+            for parameter, check, value in zip(
+                self.signature.parameters, self._checks, values, strict=True
+            )
+            if parameter.is_array and (problem := _problem(value, *check[:2]))
+        )
+        return self._mistake(next(problems))
 
 
-_byref = ctypes.byref
+def _frame_type(signature: Signature) -> Any:
+    """Return the structure that a call passes by address: what comes out, then the words.
 
-
-def _slot_type(returns: str | None) -> type[ctypes.Structure]:
-    """Return the structure a call writes to: its result, and what it raised."""
-    result = C_TYPES[returns] if returns else ctypes.c_void_p
-
-    class Slot(ctypes.Structure):
-        _fields_: ClassVar[Any] = (("result", result), ("failure", ctypes.c_void_p))
-
-    if Slot.failure.offset != 8:  # noqa: PLR2004  every result has at most eight bytes
-        raise InternalError("a kernel's result must have at most eight bytes")
-    return Slot
-
-
-def _prototype(signature: Signature) -> Callable[[int], Callable[..., int]]:
-    types: list[Any] = [ctypes.c_void_p, ctypes.c_void_p]
-    for parameter in signature.parameters:
-        array = (ctypes.c_void_p, ctypes.c_int64)
-        types += array if parameter.is_array else (C_TYPES[parameter.code],)
-    return ctypes.CFUNCTYPE(ctypes.c_int32, *types)
+    The compile child lays out the same structure for LLVM; both follow C's natural alignment.
+    """
+    fields = [
+        ("result", C_TYPES[signature.returns] if signature.returns else ctypes.c_void_p),
+        ("failure", ctypes.c_void_p),
+    ]
+    for index, parameter in enumerate(signature.parameters):
+        if parameter.is_array:
+            fields += ((f"address{index}", ctypes.c_size_t), (f"size{index}", ctypes.c_int64))
+        else:
+            fields.append((f"value{index}", C_TYPES[parameter.code]))
+    return type("Frame", (ctypes.Structure,), {"_fields_": fields})
 
 
 def _check(parameter: Parameter) -> tuple[Any, int, Callable[[Any], Any] | None]:
@@ -162,14 +162,15 @@ def _truth(value: Any) -> bool:
 def _problem(value: Any, dtype: Any, flags: int) -> str:
     """Return what is wrong with an array argument, or nothing."""
     if type(value) is not np.ndarray:
-        return type(value).__name__
+        return f"a {type(value).__name__}"
     if value.ndim != 1:
-        return f"{value.ndim} dimensions"
+        return f"an array of {value.ndim} dimensions"
     if value.dtype != dtype:
-        return f"dtype {value.dtype}"
+        return f"an array of {value.dtype}"
     missing = flags & ~value.flags.num
-    names = {_C_CONTIGUOUS: "strided", _ALIGNED: "unaligned", _WRITEABLE: "read-only"}
-    return " and ".join(f"a {text} array" for flag, text in names.items() if missing & flag)
+    flaws = {_C_CONTIGUOUS: "strided", _ALIGNED: "unaligned", _WRITEABLE: "read-only"}
+    found = " and ".join(flaw for flag, flaw in flaws.items() if missing & flag)
+    return found and f"an array that is {found}"
 
 
 class _Failure(ctypes.Structure):

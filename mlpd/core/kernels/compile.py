@@ -7,38 +7,36 @@ JSON on stdout.  It lives for one request, so that the daemon pays neither numba
 
 import __future__
 
-import ast
 import importlib
 import json
-import linecache
 import math
 import re
 import sys
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
-from types import CodeType, FunctionType
+from types import FunctionType
 from typing import Any
 
 import numba
 import numpy as np
+from llvmlite import binding as llvm  # type: ignore[import-untyped]  # it ships no types
+from llvmlite import ir
 from numba.core import types as numba_types
 from numba.core.dispatcher import Dispatcher
-from numba.core.errors import NumbaError
 from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 from numba.np import arrayobj as numba_arrays
 
 from mlpd.core.kernels import elf
 from mlpd.core.kernels.cache import store, symbol_of
-from mlpd.core.kernels.declare import Parameter, Signature, is_native, parse_signature
+from mlpd.core.kernels.declare import Parameter, Signature, is_native
 from mlpd.core.kernels.unit import (
-    SOURCE_NAME,
     ModuleUnit,
     SourceUnit,
     Unit,
     cache_key,
     native_modules,
+    source_unit,
 )
 
 types: Any = numba_types
@@ -61,13 +59,12 @@ NUMBA_TYPES = {
 Namespace = dict[str, Any]
 
 
-@dataclass
 class CompileError(Exception):
-    """Why a unit doesn't compile; `line` counts from 1 in its source, 0 when unknown."""
+    """Why a unit doesn't compile: the function, and the line in it from its `def`; 0 unknown."""
 
-    message: str
-    function: str = ""
-    line: int = 0
+    def __init__(self, message: str, function: str, line: int = 0) -> None:
+        super().__init__(message)
+        self.message, self.function, self.line = message, function, line
 
 
 def main() -> None:
@@ -96,11 +93,7 @@ def _unit(described: Mapping[str, Any]) -> Unit:
     boundscheck = described["boundscheck"]
     if "module" in described:
         return ModuleUnit(importlib.import_module(described["module"]), boundscheck=boundscheck)
-    kernels = {
-        name: parse_signature(name, tuple(names), types, returns)
-        for name, (names, types, returns) in described["kernels"].items()
-    }
-    return SourceUnit(described["source"], kernels, boundscheck=boundscheck)
+    return source_unit(described["text"], described["name"], boundscheck=boundscheck)
 
 
 def compile_unit(unit: Unit) -> bytes:
@@ -109,13 +102,19 @@ def compile_unit(unit: Unit) -> bytes:
     Raises CompileError for what numba can't type, and for code that allocates or needs Python.
     """
     namespace = _jit_modules(unit) if isinstance(unit, ModuleUnit) else _jit_source(unit)
-    modules = {
-        name: _compile_entry(unit, name, signature, namespace)
-        for name, signature in unit.kernels.items()
-    }
-    data = _emit(modules.values())
-    _check_symbols(data, modules)
-    return data
+    modules = []
+    for name, signature in unit.kernels.items():
+        modules.append(_compile_entry(unit, name, signature, namespace[name]))
+        _check_symbols(modules[-1], name)
+    first, *others = modules
+    for other in others:
+        first.link_in(other, preserve=True)
+    return _emit(first)
+
+
+def _emit(module: Any) -> bytes:
+    codegen: Any = cpu_target.target_context.codegen()
+    return bytes(codegen._tm.emit_object(module))  # noqa: SLF001  numba has no public way
 
 
 def _options(unit: Unit) -> dict[str, Any]:
@@ -155,49 +154,18 @@ def _jit_modules(unit: ModuleUnit) -> Namespace:
 
 
 def _jit_source(unit: SourceUnit) -> Namespace:
-    """Run the source's definitions in a namespace of `math` and `np`, without builtins.
+    """Run the text's definitions in a namespace of `math` and `np`, without builtins.
 
-    Numba itself knows the few builtins that have native code (abs, min, max, range, ...).
+    Numba itself knows the builtins that have native code: abs, min, max, range, round and so on.
     """
-    linecache.cache[SOURCE_NAME] = (len(unit.source), None, unit.source.splitlines(True), "")
-    namespace: Namespace = {"math": math, "np": np, "__builtins__": {}, "__name__": SOURCE_NAME}
-    try:
-        tree = ast.parse(unit.source, SOURCE_NAME)
-    except SyntaxError as error:
-        raise CompileError(error.msg, line=error.lineno or 0) from error
-    for statement in tree.body:
-        _check_statement(statement)
-    exec(_without_annotations(tree), namespace)  # noqa: S102  checked above, without builtins
+    namespace: Namespace = {"math": math, "np": np, "__builtins__": {}, "__name__": unit.name}
+    postponed = __future__.annotations.compiler_flag  # annotations are never evaluated
+    code = compile(unit.source.tree, unit.name, "exec", flags=postponed, dont_inherit=True)
+    exec(code, namespace)  # noqa: S102  holds functions and literals alone, see parse_source
     for name, value in list(namespace.items()):
         if isinstance(value, FunctionType):
             namespace[name] = _jit(value, unit)
     return namespace
-
-
-def _check_statement(statement: ast.stmt) -> None:
-    """Let only functions and literal constants through: nothing runs when the source is read."""
-    if isinstance(statement, ast.FunctionDef):
-        plain = not statement.decorator_list and not statement.args.defaults
-        allowed = plain and not statement.args.kw_defaults
-    else:
-        allowed = isinstance(statement, ast.Assign) and _is_literal(statement.value)
-    if not allowed:
-        message = "only plain functions and literal constants may stand at the top level"
-        raise CompileError(message, line=statement.lineno)
-
-
-def _is_literal(value: ast.expr) -> bool:
-    try:
-        ast.literal_eval(value)
-    except ValueError:
-        return False
-    return True
-
-
-def _without_annotations(tree: ast.Module) -> CodeType:
-    flags = __future__.annotations.compiler_flag  # annotations stay text and are never evaluated
-    code: CodeType = compile(tree, SOURCE_NAME, "exec", flags=flags, dont_inherit=True)
-    return code
 
 
 @intrinsic
@@ -210,24 +178,43 @@ def _as_const(_context: Any, array: Any) -> tuple[Any, Any]:
     return array.copy(readonly=True)(array), generate
 
 
-def _compile_entry(unit: Unit, name: str, signature: Signature, namespace: Namespace) -> Any:
+def _compile_entry(unit: Unit, name: str, signature: Signature, kernel: Any) -> Any:
     """Return the LLVM module of the entry, which takes words and hands numpy arrays on."""
-    if name not in namespace:
-        raise CompileError(f"there is no function '{name}'", function=name)
-    kernel = namespace[name]
     scope = {"kernel": kernel, "view": array_view("C", None), "const": _as_const}
     exec(_entry_source(signature), scope)  # noqa: S102  our own text, from a parsed signature
     arguments = [kind for parameter in signature.parameters for kind in _machine_types(parameter)]
     returns = NUMBA_TYPES[signature.returns] if signature.returns else types.none
     try:
         entry: Any = numba.njit(returns(*arguments), **_options(unit))(scope["entry"])
-    except NumbaError as error:
+    except Exception as error:  # numba refuses code with NumbaError, but not with it alone
+        _check_return(name, signature, kernel)  # says the same more plainly
         raise _located(error, unit, name) from error
     _check_return(name, signature, kernel)
-    compiled: Any = entry.overloads[entry.signatures[0]]
-    module = compiled.library._final_module  # noqa: SLF001  numba has no public way to emit
-    module.get_function(compiled.fndesc.llvm_func_name).name = symbol_of(name)
-    return module
+    return _framed(name, entry.overloads[entry.signatures[0]])
+
+
+def _framed(name: str, compiled: Any) -> Any:
+    """Return the entry's LLVM module with `int32 mlpd.<name>(frame*)` added, which calls it.
+
+    The frame is {result, exception, arguments...}: to ctypes one pointer costs a third of what
+    ten arguments cost, and nobody else need know numba's calling convention.
+    """
+    convention, signature = compiled.target_context.call_conv, compiled.signature
+    callee_type = convention.get_function_type(signature.return_type, signature.args)
+    result, failure, *words = callee_type.args
+    frame_type = ir.LiteralStructType([result.pointee, failure.pointee, *words])
+    module = ir.Module()
+    callee = ir.Function(module, callee_type, compiled.fndesc.llvm_func_name)
+    framed = ir.Function(
+        module, ir.FunctionType(callee_type.return_type, [frame_type.as_pointer()]), symbol_of(name)
+    )
+    build = ir.IRBuilder(framed.append_basic_block())
+    zero, indices = ir.IntType(32)(0), map(ir.IntType(32), range(len(callee_type.args)))
+    fields = [build.gep(framed.args[0], [zero, index]) for index in indices]
+    build.ret(build.call(callee, [*fields[:2], *map(build.load, fields[2:])]))
+    linked = compiled.library._final_module  # noqa: SLF001  numba has no public way to emit
+    linked.link_in(llvm.parse_assembly(str(module)))
+    return linked
 
 
 def _entry_source(signature: Signature) -> str:
@@ -257,36 +244,60 @@ def _check_return(name: str, signature: Signature, kernel: Any) -> None:
         )
         if kind != declared and {kind, declared} != {"i", "u"}:
             message = f"returns {actual} but is declared to return {signature.returns}"
-            raise CompileError(message, function=name)
+            raise CompileError(message, name)
 
 
-def _emit(modules: Iterable[Any]) -> bytes:
-    """Return the native object of all LLVM modules, linked into the first."""
-    first, *others = modules
-    for other in others:
-        first.link_in(other, preserve=True)
-    codegen: Any = cpu_target.target_context.codegen()
-    return bytes(codegen._tm.emit_object(first))  # noqa: SLF001  the machine numba compiles for
-
-
-def _check_symbols(data: bytes, names: Iterable[str]) -> None:
-    refused = elf.refused_symbols(elf.parse(data).undefined_symbols())
-    if refused:
+def _check_symbols(module: Any, name: str) -> None:
+    if refused := elf.refused_symbols(_undefined_symbols(module)):
         raise CompileError(
-            f"{', '.join(names)}: needs {', '.join(refused)} at run time; a kernel can't allocate, "
-            "print, format text or raise errors with computed arguments"
+            f"it needs {', '.join(refused)} at run time: a kernel can't allocate, print, "
+            "format text, or call what has no plain native code",
+            name,
         )
 
 
-_PLACES = re.compile(r'File "([^"]+)", line (\d+)')
+def _undefined_symbols(module: Any) -> list[str]:
+    if elf.is_host_supported():  # the object also tells what LLVM itself calls, memcpy and such
+        return elf.parse(_emit(module)).undefined_symbols()
+    declared = [value for value in module.functions if value.is_declaration]
+    return [value.name for value in declared if not value.name.startswith("llvm.")]
 
 
-def _located(error: NumbaError, unit: Unit, name: str) -> CompileError:
-    """Return numba's error with the last place in the unit's own source that it mentions."""
+_ALLOCATES = ("NRT required but not enabled", "Only accept returning of array passed")
+_PLACE = re.compile(r'(?:File "(?P<file>[^"]+)", line |(?:at|from) (?P<at>\S+) \()(?P<line>\d+)')
+_UNDEFINED_NAME = re.compile(r"name '(\w+)' is not defined")
+
+
+def _located(error: Exception, unit: Unit, kernel_name: str) -> CompileError:
+    """Return numba's error in one line, with the innermost place in the unit's own source."""
     text = str(error)
-    file = SOURCE_NAME if isinstance(unit, SourceUnit) else Path(str(unit.module.__file__)).name
-    lines = [int(line) for path, line in _PLACES.findall(text) if path.endswith(file)]
-    return CompileError(text, function=name, line=lines[-1] if lines else 0)
+    own = unit.name if isinstance(unit, SourceUnit) else Path(str(unit.module.__file__)).name
+    places = [
+        int(match["line"])
+        for match in _PLACE.finditer(text)
+        if Path(match["file"] or match["at"]).name == own
+    ]
+    line = places[0] if places else 0
+    if not isinstance(unit, SourceUnit):
+        return CompileError(_reason(text), kernel_name, line)
+    if unknown := _UNDEFINED_NAME.search(text):
+        line = unit.source.line_of_name(unknown[1])
+    function, line = unit.source.function_at(line)
+    return CompileError(_reason(text), function or kernel_name, line)
+
+
+def _reason(text: str) -> str:
+    """Return the first line of numba's message that tells something, and the call it's about."""
+    told = [line.strip() for line in text.splitlines()]
+    reason = next((line for line in told if line and not line.startswith("Failed in")), text)
+    call = next((line for line in told if line.startswith(">>> ")), "")
+    lowered = next((line for line in told if line.startswith("During: lowering")), "")
+    cause = call.removeprefix(">>> ") or lowered.removeprefix("During: lowering ") or reason
+    if any(sign in text for sign in _ALLOCATES):
+        reason = f"it allocates memory, which a kernel can't do: {cause}"
+    elif call:
+        reason = f"{reason} {call.removeprefix('>>> ')}"
+    return reason
 
 
 if __name__ == "__main__":

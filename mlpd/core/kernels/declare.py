@@ -82,7 +82,13 @@ def _parse_parameter(kernel_name: str, name: str, written: str) -> Parameter:
     body = written.removeprefix("const ")
     code = body.removesuffix("[]")
     _check_code(kernel_name, code)
-    return Parameter(name, code, is_array=body.endswith("[]"), is_const=body != written)
+    is_array, is_const = body.endswith("[]"), body != written
+    if is_const and not is_array:
+        raise DefinitionError(
+            f"kernel '{kernel_name}': 'const' is for arrays, and '{name}' is a scalar",
+            code="kernel_signature",
+        )
+    return Parameter(name, code, is_array, is_const)
 
 
 def _check_code(kernel_name: str, code: str) -> None:

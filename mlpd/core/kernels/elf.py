@@ -7,7 +7,9 @@ Reference: System V ABI, AMD64 supplement, sections 4.2 to 4.4 (relocation), and
 
 import ctypes
 import mmap
+import platform
 import struct
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -23,7 +25,8 @@ _RELOCATABLE, _X86_64 = 1, 62
 _SYMTAB, _RELA, _NOBITS = 2, 4, 8
 _WRITE, _ALLOC, _EXEC = 1, 2, 4
 _UNDEFINED, _ABSOLUTE, _COMMON = 0, 0xFFF1, 0xFFF2
-_R_64, _R_PC32, _R_PLT32, _R_PC64 = 1, 2, 4, 24
+_STORED = {1: ("<Q", False), 2: ("<i", True), 4: ("<i", True), 24: ("<q", True)}
+"""How R_X86_64_64, PC32, PLT32 and PC64 are stored, and whether relative to their place."""
 _PAGE = mmap.PAGESIZE
 _UNWIND = ".eh_frame"  # nothing unwinds through a kernel
 
@@ -35,6 +38,11 @@ _LIBM = """
 LIBM_SYMBOLS = frozenset(name + suffix for name in _LIBM.split() for suffix in ("", "f"))
 LIBC_SYMBOLS = frozenset({"bcmp", "memcmp", "memcpy", "memmove", "memset"})
 """All that a kernel may reach outside itself: mathematics and memory moves."""
+
+
+def is_host_supported() -> bool:
+    """Tell whether this machine runs what `load` maps: x86-64 Linux."""
+    return sys.platform == "linux" and platform.machine() == "x86_64"
 
 
 class _Section(NamedTuple):
@@ -113,13 +121,12 @@ def _broken(reason: str) -> InternalError:
     )
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Image:
-    """Mapped code and data; it stays mapped, and its addresses valid, as long as this lives."""
+    """Mapped code: the addresses of its `symbols` are valid as long as this object lives."""
 
-    memory: mmap.mmap
-    base: int
-    symbols: dict[str, int] = field(default_factory=dict)
+    owner: object
+    symbols: dict[str, int]
 
 
 @dataclass(slots=True)
@@ -146,19 +153,15 @@ def load(data: bytes) -> Image:
     elf = parse(data)
     layout = _lay_out(elf)
     memory = mmap.mmap(-1, layout.size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    image = Image(memory, ctypes.addressof(ctypes.c_char.from_buffer(memory)))
+    base = ctypes.addressof(ctypes.c_char.from_buffer(memory))
     _copy_sections(elf, layout, memory)
-    addresses = _resolve(elf, layout, image.base)
-    for index, section in enumerate(elf.sections):
+    addresses = _resolve(elf, layout, base)
+    for section in elf.sections:
         if section.type == _RELA and section.info in layout.offsets:
-            _relocate(elf, index, layout.offsets[section.info], addresses, image)
-    _protect(layout, image.base)
-    image.symbols = {
-        symbol.name: address
-        for symbol, address in zip(elf.symbols, addresses, strict=True)
-        if symbol.name and symbol.section in layout.offsets
-    }
-    return image
+            _relocate(elf, section, layout.offsets[section.info], addresses, memory, base)
+    _protect(layout, base)
+    pairs = zip(elf.symbols, addresses, strict=True)
+    return Image(memory, {s.name: a for s, a in pairs if s.name and s.section in layout.offsets})
 
 
 def _lay_out(elf: ElfObject) -> _Layout:
@@ -224,28 +227,26 @@ def _external_addresses(names: list[str]) -> dict[str, int]:
     return addresses
 
 
-def _relocate(elf: ElfObject, index: int, target: int, addresses: list[int], image: Image) -> None:
-    table = elf.sections[index]
+def _relocate(
+    elf: ElfObject,
+    table: _Section,
+    target: int,
+    addresses: list[int],
+    memory: mmap.mmap,
+    base: int,
+) -> None:
+    """Store the addresses that one relocation table wants into the section at `target`."""
     rows = elf.data[table.offset : table.offset + table.size]
     for offset, info, addend in _RELOCATION.iter_unpack(rows):
-        kind, symbol = info & 0xFFFFFFFF, info >> 32
-        place = target + offset
-        value = addresses[symbol] + addend
-        if kind == _R_64:
-            struct.pack_into("<Q", image.memory, place, value % 2**64)
-        elif kind in (_R_PC32, _R_PLT32):
-            _store_relative("<i", image, place, value)
-        elif kind == _R_PC64:
-            _store_relative("<q", image, place, value)
-        else:
+        kind, place = info & 0xFFFFFFFF, target + offset
+        value = addresses[info >> 32] + addend
+        if kind not in _STORED:
             raise _broken(f"it has a relocation of the unknown kind {kind}")
-
-
-def _store_relative(layout: str, image: Image, place: int, value: int) -> None:
-    try:
-        struct.pack_into(layout, image.memory, place, value - (image.base + place))
-    except struct.error as error:
-        raise _broken("a relative address is out of reach") from error
+        layout, is_relative = _STORED[kind]
+        try:
+            struct.pack_into(layout, memory, place, value - is_relative * (base + place))
+        except struct.error as error:
+            raise _broken("a relocation reaches too far") from error
 
 
 def _protect(layout: _Layout, base: int) -> None:

@@ -1,11 +1,12 @@
 """What is compiled together, and its cache key: everything that could change the machine code."""
 
+import functools
 import hashlib
 import importlib.metadata
 import os
 import platform
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -16,12 +17,10 @@ import numpy as np
 
 from mlpd.core.errors import InternalError
 from mlpd.core.kernels.declare import Signature, declared_kernels, is_native
+from mlpd.core.kernels.source import KernelSource, parse_source
 
 FORMAT = 1
 """Raised whenever the compile child or the meaning of a cached file changes."""
-
-SOURCE_NAME = "<transform>"
-"""The file name that source text compiles under."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,26 +56,30 @@ class ModuleUnit:
 
 @dataclass(frozen=True, slots=True)
 class SourceUnit:
-    """Source text of plain functions, some of them entries; it sees `math` and `np` alone."""
+    """Source text with decorated functions; it sees `math` and `np` alone."""
 
-    source: str
-    kernels: Mapping[str, Signature]
+    text: str
+    source: KernelSource
+    name: str
     boundscheck: bool
-    name: str = SOURCE_NAME
+
+    @property
+    def kernels(self) -> dict[str, Signature]:
+        """The entries by name."""
+        return self.source.kernels
 
     def describe(self) -> dict[str, Any]:
         """Return what the compile child needs to build this unit again, as JSON."""
-        kernels = {
-            name: [[p.name for p in signature.parameters], signature.types, signature.returns]
-            for name, signature in self.kernels.items()
-        }
-        return {"source": self.source, "kernels": kernels, "boundscheck": self.boundscheck}
+        return {"text": self.text, "name": self.name, "boundscheck": self.boundscheck}
 
     def content(self) -> Iterator[bytes]:
-        """Yield the text and the signatures."""
-        yield self.source.encode()
-        for name, signature in sorted(self.kernels.items()):
-            yield f"{name}{signature}".encode()
+        """Yield the text."""
+        yield self.text.encode()
+
+
+def source_unit(text: str, name: str, *, boundscheck: bool) -> SourceUnit:
+    """Return the unit of `text`; raises DefinitionError as parse_source does."""
+    return SourceUnit(text, parse_source(text, name), name, boundscheck=boundscheck)
 
 
 Unit = ModuleUnit | SourceUnit
@@ -116,12 +119,12 @@ def cache_key(unit: Unit) -> str:
     return digest.hexdigest()
 
 
-def _toolchain() -> Iterator[bytes]:
-    yield str(FORMAT).encode()
-    yield repr(sys.version_info[:2]).encode()
-    for package in ("numba", "llvmlite", "numpy"):
-        yield importlib.metadata.version(package).encode()
-    yield host_cpu()
+@functools.cache
+def _toolchain() -> tuple[bytes, ...]:
+    """Return what is the same for all units of this process."""
+    packages = ("numba", "llvmlite", "numpy")
+    versions = [importlib.metadata.version(package) for package in packages]
+    return repr((FORMAT, sys.version_info[:2], versions)).encode(), host_cpu()
 
 
 def host_cpu() -> bytes:
