@@ -4,8 +4,10 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
+from mlpd.experiments import verdict
 from mlpd.experiments.moments import Moments, RatioMoments
 from mlpd.experiments.spec import Arm, ExperimentSpec, Metric
 from mlpd.experiments.verdict import Cell, compare_arms
@@ -76,6 +78,13 @@ def test_a_peeked_t_test_would_be_fooled() -> None:
 def test_a_99_to_1_canary_at_every_look() -> None:
     canary = replace(SPEC, planned_units=24_000)
     assert rate_of(lambda rng: one_phase(rng, canary, 0.01, 24_000), seed=2) <= ALLOWED
+
+
+def test_a_canary_without_the_guard_would_be_fooled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verdict, "MIN_UNITS", 2)
+    monkeypatch.setattr(verdict, "MIN_EVENTS", 0)
+    canary = replace(SPEC, planned_units=24_000)
+    assert rate_of(lambda rng: one_phase(rng, canary, 0.01, 24_000), seed=2, runs=50) > 0.15
 
 
 def test_a_real_effect_is_found() -> None:
