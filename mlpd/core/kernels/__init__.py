@@ -3,7 +3,7 @@
     @device                                   a helper, inlined into the kernels that call it
     @kernel("const f8[], i8", returns="f8")   an entry; both stay ordinary Python functions
     load_kernels("mlpd.features.x")           the entries of a module as native code
-    compile_sources(text, kernels={...})      the same for source text: users' transforms
+    compile_sources(text, kernels={...})      the same for source text, as users' transforms
     precompile([...])                         fills the cache, for the start of a daemon
 
 A kernel module imports `math`, `numpy` and this package alone.  Why it is made this way:

@@ -14,6 +14,7 @@ from mlpd.core.errors import DefinitionError, InternalError, MlpdError
 from mlpd.core.kernels import elf, mcjit
 from mlpd.core.kernels.cache import fetch, symbol_of
 from mlpd.core.kernels.call import Kernel
+from mlpd.core.kernels.declare import Signature
 from mlpd.core.kernels.unit import (
     ModuleUnit,
     SourceUnit,
@@ -79,18 +80,20 @@ def precompile(
 def compile_sources(
     source: str,
     *,
+    kernels: Mapping[str, Signature],
     cache_dir: Path | None = None,
     what: str = "transforms",
     boundscheck: bool = True,
 ) -> Kernels:
     """Return the native kernels of source text, in which `math` and `np` are all that is known.
 
-    At its top level stand functions under `@device` or `@kernel(...)` and literal constants;
-    nothing of it ever runs in this process.  Blocks on a cache miss, as load_kernels does.
-    Raises DefinitionError("transform_compile") whose details hold the `function` and the `line`
-    in it, counted from 1 at its `def`.  `what` names the text in messages.
+    `kernels` names the entries, with signatures from parse_signature.  At the text's top level
+    stand undecorated functions and literal constants; nothing of it ever runs in this process.
+    Blocks on a cache miss, as load_kernels does.  Raises DefinitionError("transform_compile")
+    whose details hold the `function` and the `line` in it, counted from 1 at its `def`.
+    `what` names the text in messages.
     """
-    unit = source_unit(source, what, boundscheck=boundscheck)
+    unit = source_unit(source, what, kernels, boundscheck=boundscheck)
     return _load(unit, cache_dir or default_cache_dir())
 
 

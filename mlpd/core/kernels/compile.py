@@ -29,7 +29,7 @@ from numba.np import arrayobj as numba_arrays
 
 from mlpd.core.kernels import elf
 from mlpd.core.kernels.cache import store, symbol_of
-from mlpd.core.kernels.declare import Parameter, Signature, is_native
+from mlpd.core.kernels.declare import Parameter, Signature, is_native, parse_signature
 from mlpd.core.kernels.unit import (
     ModuleUnit,
     SourceUnit,
@@ -93,7 +93,11 @@ def _unit(described: Mapping[str, Any]) -> Unit:
     boundscheck = described["boundscheck"]
     if "module" in described:
         return ModuleUnit(importlib.import_module(described["module"]), boundscheck=boundscheck)
-    return source_unit(described["text"], described["name"], boundscheck=boundscheck)
+    kernels = {
+        name: parse_signature(name, entry["arguments"], entry["types"], entry["returns"])
+        for name, entry in described["kernels"].items()
+    }
+    return source_unit(described["text"], described["name"], kernels, boundscheck=boundscheck)
 
 
 def compile_unit(unit: Unit) -> bytes:

@@ -2,7 +2,7 @@
 
 import ctypes
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType, ModuleType
 from typing import Any, TypeVar
@@ -59,7 +59,7 @@ class Signature:
 
 
 def parse_signature(
-    name: str, argument_names: tuple[str, ...], types: str, returns: str | None
+    name: str, argument_names: Sequence[str], types: str, returns: str | None
 ) -> Signature:
     """Return the signature of kernel `name` from its written types, `"const f8[], i8"`.
 

@@ -1,16 +1,16 @@
 """Kernel source text, such as users' transforms: read as a syntax tree, never run here."""
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from mlpd.core.errors import DefinitionError
-from mlpd.core.kernels.declare import Signature, parse_signature
+from mlpd.core.kernels.declare import Signature
 
 
 @dataclass(frozen=True, slots=True)
 class KernelSource:
-    """A checked text: its functions without their decorators, and the entries among them."""
+    """A checked text: its syntax tree, and the entries among its functions."""
 
     tree: ast.Module
     kernels: dict[str, Signature]
@@ -32,8 +32,8 @@ class KernelSource:
         return min(lines, default=0)
 
 
-def parse_source(text: str, name: str) -> KernelSource:
-    """Return what `text` declares: functions under `@device` or `@kernel(...)`, literal constants.
+def parse_source(text: str, name: str, kernels: Mapping[str, Signature]) -> KernelSource:
+    """Return what `text` defines: plain functions and literal constants, the entries among them.
 
     Raises DefinitionError("transform_compile") for anything else at the top level, so that
     executing the tree runs nothing of the author's.  `name` is for messages.
@@ -42,43 +42,36 @@ def parse_source(text: str, name: str) -> KernelSource:
         tree = ast.parse(text, name)
     except (SyntaxError, ValueError, RecursionError) as error:
         raise _refused(name, str(error), getattr(error, "lineno", None) or 0) from None
-    kernels: dict[str, Signature] = {}
     for statement in tree.body:
-        if isinstance(statement, ast.FunctionDef):
-            signature = _take_signature(statement, name)
-            if signature is not None:
-                kernels[statement.name] = signature
-        elif not (isinstance(statement, ast.Assign) and _is_literal(statement.value)):
-            raise _refused(
-                name, "only functions and literal constants may stand here", statement.lineno
-            )
-    return KernelSource(tree, kernels)
+        if not _is_harmless(statement):
+            message = "only plain functions and literal constants may stand here"
+            raise _refused(name, message, statement.lineno)
+    source = KernelSource(tree, dict(kernels))
+    for kernel_name, signature in kernels.items():
+        _check_entry(source, name, kernel_name, signature)
+    return source
 
 
-def _take_signature(function: ast.FunctionDef, name: str) -> Signature | None:
-    """Remove the function's decorator and return what `@kernel` says, or None."""
-    decorators, function.decorator_list = function.decorator_list, []
-    if function.args.defaults or any(function.args.kw_defaults):
-        raise _refused(
-            name, f"'{function.name}' has defaults: native code has none", function.lineno
+def _is_harmless(statement: ast.stmt) -> bool:
+    if isinstance(statement, ast.FunctionDef):
+        arguments = statement.args
+        runs = (
+            *statement.decorator_list,
+            *arguments.defaults,
+            *filter(None, arguments.kw_defaults),
         )
-    match decorators:
-        case [] | [ast.Name("device")]:
-            return None
-        case [ast.Call(ast.Name("kernel"), [ast.Constant(str(types))], keywords)]:
-            arguments = tuple(argument.arg for argument in function.args.args)
-            return parse_signature(function.name, arguments, types, _returns(keywords))
-        case _:
-            message = f"'{function.name}' has decorators other than @device and @kernel(...)"
-            raise _refused(name, message, function.lineno)
+        return not runs
+    return isinstance(statement, ast.Assign) and _is_literal(statement.value)
 
 
-def _returns(keywords: list[ast.keyword]) -> str | None:
-    match keywords:
-        case [ast.keyword("returns", ast.Constant(str(code)))]:
-            return code
-        case _:
-            return None
+def _check_entry(source: KernelSource, name: str, kernel_name: str, signature: Signature) -> None:
+    known = {function.name: function for function in _functions(source.tree)}
+    if kernel_name not in known:
+        raise _refused(name, f"there is no function '{kernel_name}'", 0)
+    function = known[kernel_name]
+    if len(function.args.args) != len(signature.parameters):
+        message = f"'{kernel_name}' doesn't take what its signature says: {signature}"
+        raise _refused(name, message, function.lineno)
 
 
 def _is_literal(value: ast.expr) -> bool:
@@ -97,6 +90,6 @@ def _refused(name: str, reason: str, line: int) -> DefinitionError:
     return DefinitionError(
         f"{name}, line {line}: {reason}",
         code="transform_compile",
-        hint="Write plain functions under @device or @kernel(...).",
+        hint="Write functions without decorators and defaults.",
         details={"function": "", "line": line},
     )

@@ -6,7 +6,7 @@ import importlib.metadata
 import os
 import platform
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -56,7 +56,7 @@ class ModuleUnit:
 
 @dataclass(frozen=True, slots=True)
 class SourceUnit:
-    """Source text with decorated functions; it sees `math` and `np` alone."""
+    """Source text of plain functions; it sees `math` and `np` alone."""
 
     text: str
     source: KernelSource
@@ -70,16 +70,33 @@ class SourceUnit:
 
     def describe(self) -> dict[str, Any]:
         """Return what the compile child needs to build this unit again, as JSON."""
-        return {"text": self.text, "name": self.name, "boundscheck": self.boundscheck}
+        kernels = {
+            name: {
+                "arguments": [parameter.name for parameter in signature.parameters],
+                "types": signature.types,
+                "returns": signature.returns,
+            }
+            for name, signature in self.kernels.items()
+        }
+        return {
+            "text": self.text,
+            "name": self.name,
+            "kernels": kernels,
+            "boundscheck": self.boundscheck,
+        }
 
     def content(self) -> Iterator[bytes]:
-        """Yield the text."""
+        """Yield the text and the signatures."""
         yield self.text.encode()
+        for name, signature in sorted(self.kernels.items()):
+            yield f"{name}{signature}".encode()
 
 
-def source_unit(text: str, name: str, *, boundscheck: bool) -> SourceUnit:
+def source_unit(
+    text: str, name: str, kernels: Mapping[str, Signature], *, boundscheck: bool
+) -> SourceUnit:
     """Return the unit of `text`; raises DefinitionError as parse_source does."""
-    return SourceUnit(text, parse_source(text, name), name, boundscheck=boundscheck)
+    return SourceUnit(text, parse_source(text, name, kernels), name, boundscheck=boundscheck)
 
 
 Unit = ModuleUnit | SourceUnit

@@ -7,15 +7,19 @@ import numpy as np
 import pytest
 
 from mlpd.core.errors import DefinitionError, InternalError, MlpdError
-from mlpd.core.kernels import build, compile_sources, load_kernels
+from mlpd.core.kernels import build, compile_sources, load_kernels, parse_signature
 from mlpd.core.kernels.unit import source_unit
 
 ENTRY = """
-@kernel("f8[], f8[], i8")
 def run(x_, out_, n_):
     for i in range(n_):
         out_[i] = user(x_[i])
 """
+COLUMNS = parse_signature("run", ("x_", "out_", "n_"), "const f8[], f8[], i8", None)
+WRITES = parse_signature("run", ("x",), "const f8[]", None)
+TO_INTEGER = parse_signature("run", ("x",), "f8", "i8")
+TO_FLOAT = parse_signature("run", ("x",), "f8", "f8")
+TO_NONE = parse_signature("run", ("x",), "f8", None)
 
 BAD = {
     "allocates": "def user(x):\n    # a comment\n    y = np.zeros(3)\n    return x + y[0]\n",
@@ -29,26 +33,29 @@ BAD = {
     "builtin": "def user(x):\n    return len(open('/etc/passwd').read())\n",
     "helper": "def helper(x):\n    return x.foo\n\n\ndef user(x):\n    return helper(x)\n",
     "no_native_code": "def user(x):\n    return math.gamma(x)\n",
-    "const": '@kernel("const f8[]")\ndef run(x):\n    x[0] = 1.0\n',
-    "float_result": '@kernel("f8", returns="i8")\ndef run(x):\n    return x\n',
-    "text_result": '@kernel("f8", returns="f8")\ndef run(x):\n    return "a"\n',
-    "unwanted_result": '@kernel("f8")\ndef run(x):\n    return x\n',
-    "missing_result": '@kernel("f8", returns="f8")\ndef run(x):\n    x += 1\n',
 }
+BAD_ENTRIES = {
+    "const": (WRITES, "def run(x):\n    x[0] = 1.0\n"),
+    "float_result": (TO_INTEGER, "def run(x):\n    return x\n"),
+    "text_result": (TO_FLOAT, 'def run(x):\n    return "a"\n'),
+    "unwanted_result": (TO_NONE, "def run(x):\n    return x\n"),
+    "missing_result": (TO_FLOAT, "def run(x):\n    x += 1\n"),
+}
+CASES = {name: (COLUMNS, text + ENTRY) for name, text in BAD.items()} | BAD_ENTRIES
 
 
 @pytest.fixture(scope="module")
 def errors(tmp_path_factory: pytest.TempPathFactory) -> dict[str, MlpdError]:
     """Return the error of each bad text, all from one child."""
     units = [
-        source_unit(text if "@kernel" in text else text + ENTRY, "transforms", boundscheck=True)
-        for text in BAD.values()
+        source_unit(text, "transforms", {"run": signature}, boundscheck=True)
+        for signature, text in CASES.values()
     ]
     cache = tmp_path_factory.mktemp("bad")
     request = {"cache_dir": str(cache), "units": [unit.describe() for unit in units]}
     answers = json.loads(build._run_child(json.dumps(request)))
     assert not list(cache.iterdir())
-    triples = zip(BAD, units, answers, strict=True)
+    triples = zip(CASES, units, answers, strict=True)
     return {name: build._compile_error(unit, answer) for name, unit, answer in triples}
 
 
@@ -90,14 +97,14 @@ def test_a_bad_function_is_named_with_its_line(
     ("text", "line", "message"),
     [
         ("def user(x):\n    return (x\n", 2, "never closed"),
-        ("x = 1\nimport os\n", 2, "only functions and literal constants"),
-        ("x = [].append\n", 1, "only functions and literal constants"),
-        ("class A:\n    pass\n", 1, "only functions and literal constants"),
-        ("\n@cached\ndef f(x):\n    return x\n", 3, "decorators other than"),
-        ("@kernel('f8')\n@device\ndef f(x):\n    return x\n", 3, "decorators other than"),
-        ("@kernel(TYPES)\ndef f(x):\n    return x\n", 2, "decorators other than"),
-        ("@device\ndef f(x=print(1)):\n    return x\n", 2, "'f' has defaults"),
-        ("@device\ndef f(x, *, y=print(1)):\n    return x\n", 2, "'f' has defaults"),
+        ("x = 1\nimport os\n", 2, "only plain functions and literal constants"),
+        ("x = [].append\n", 1, "only plain functions and literal constants"),
+        ("class A:\n    pass\n", 1, "only plain functions and literal constants"),
+        ("\n@cached\ndef f(x):\n    return x\n", 3, "only plain functions"),
+        ("def f(x=print(1)):\n    return x\n", 1, "only plain functions"),
+        ("def f(x, *, y=print(1)):\n    return x\n", 1, "only plain functions"),
+        ("def f(x):\n    return x\n", 0, "there is no function 'run'"),
+        ("\ndef run(x):\n    return x\n", 2, "'run' doesn't take what its signature says"),
         ("x = " + "(" * 500 + ")" * 500 + "\n", 1, "too many nested parentheses"),
         ("\0", 0, "null"),
     ],
@@ -106,7 +113,7 @@ def test_text_that_isnt_plain_functions_is_refused_without_a_child(
     tmp_path: Path, text: str, line: int, message: str
 ) -> None:
     with pytest.raises(DefinitionError, match=message) as caught:
-        compile_sources(text, cache_dir=tmp_path / "cache", what="transforms")
+        compile_sources(text, kernels={"run": COLUMNS}, cache_dir=tmp_path / "cache")
     assert caught.value.code == "transform_compile"
     assert caught.value.details["line"] == line
     assert not (tmp_path / "cache").exists()
@@ -114,7 +121,7 @@ def test_text_that_isnt_plain_functions_is_refused_without_a_child(
 
 def test_text_without_an_entry_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DefinitionError, match=r"transforms declares no @kernel"):
-        compile_sources("def f(x):\n    return x\n", cache_dir=tmp_path)
+        compile_sources("def f(x):\n    return x\n", kernels={}, cache_dir=tmp_path)
 
 
 def test_transforms_become_kernels(tmp_path: Path) -> None:
@@ -122,11 +129,10 @@ def test_transforms_become_kernels(tmp_path: Path) -> None:
 LIMIT = 3.0
 
 
-@device
 def user(x: __import__("os").abort()) -> "float64":
     return min(x, LIMIT) + math.floor(abs(x)) + np.sqrt(4.0)
 """
-    kernels = compile_sources(text + ENTRY, cache_dir=tmp_path)
+    kernels = compile_sources(text + ENTRY, kernels={"run": COLUMNS}, cache_dir=tmp_path)
     values, out = np.array([1.5, -7.25]), np.zeros(2)
     kernels.run(values, out, 2)
     assert out.tolist() == [4.5, 1.75]
