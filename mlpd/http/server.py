@@ -1,0 +1,201 @@
+"""The HTTP server: the route table on a TCP port and a unix socket, with one boundary for errors.
+
+Every request passes `_Boundary`: guard, handler, then any error becomes its one shape.  A request
+that fails for a reason of our own is logged with its traceback and answered 500.
+"""
+
+import contextlib
+import errno
+import logging
+import os
+import socket
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+
+from mlpd.core.config import ServerConfig
+from mlpd.core.errors import InternalError, MlpdError, NotFoundError, UnavailableError
+from mlpd.http.routes import Handler, Route
+from mlpd.http.security import HostGuard
+from mlpd.http.wire import encode
+
+Observe = Callable[[str, int, float], None]
+"""Called after every request with (route path, status, seconds)."""
+
+_log = logging.getLogger("mlpd.http")
+_SOCKET_MODE = 0o600
+_SOCKET_PATH_BYTES_MAX = 107
+"""What the kernel takes; a daemon in a deeper directory serves TCP alone."""
+_BACKLOG = 1024
+_KEEPALIVE_S = 75.0
+_LINE_BYTES_MAX = 8190
+_CLIENT_GONE = 499
+"""Status counted for a request whose client went away."""
+
+
+class HttpServer:
+    """Serves a route table; `start` and `stop` once each."""
+
+    def __init__(self, config: ServerConfig, routes: Iterable[Route], observe: Observe) -> None:
+        self._config = config
+        self._guard = HostGuard(config)
+        self._observe = observe
+        self._app = web.Application(client_max_size=config.body_bytes_max)
+        self._add_routes(list(routes))
+        self._runner: web.AppRunner | None = None
+        self._socket_path: Path | None = None
+        self.url = ""
+
+    async def start(self, socket_path: Path) -> None:
+        """Listen; raises UnavailableError(code="port_in_use") naming the port.
+
+        The unix socket gets mode 0600 before it accepts anybody.
+        """
+        tcp = _bind_tcp(self._config.host, self._config.port)
+        self._runner = web.AppRunner(
+            self._app,
+            access_log=None,
+            handle_signals=False,
+            keepalive_timeout=_KEEPALIVE_S,
+            max_line_size=_LINE_BYTES_MAX,
+            shutdown_timeout=self._config.drain_timeout_us / 1e6,
+        )
+        await self._runner.setup()
+        await web.SockSite(self._runner, tcp, backlog=_BACKLOG).start()
+        host, port = tcp.getsockname()[:2]
+        self.url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        if len(os.fsencode(socket_path)) + len(".tmp") > _SOCKET_PATH_BYTES_MAX:
+            _log.warning("no unix socket: the path %s is too long for one", socket_path)
+            return
+        self._socket_path = socket_path
+        await web.SockSite(self._runner, _bind_unix(socket_path), backlog=_BACKLOG).start()
+
+    async def stop(self) -> None:
+        """Stop accepting, wait for requests under way up to the drain timeout, close."""
+        if self._runner is not None:
+            await self._runner.cleanup()
+            self._runner = None
+        if self._socket_path is not None:
+            self._socket_path.unlink(missing_ok=True)
+
+    def _add_routes(self, routes: list[Route]) -> None:
+        methods: dict[str, list[str]] = {}
+        for route in routes:
+            self._app.router.add_route(
+                route.method, route.path, self._boundary(route.path, route.handler)
+            )
+            methods.setdefault(route.path, []).append(route.method)
+        for path, allowed in methods.items():
+            self._app.router.add_route("*", path, self._boundary(path, _wrong_method(allowed)))
+        self._app.router.add_route("*", "/{path:.*}", self._boundary("unknown", _unknown_path))
+
+    def _boundary(self, path: str, handler: Handler) -> Handler:
+        check, observe = self._guard.check, self._observe
+        plain = path.startswith("/v2")
+
+        async def serve(request: web.Request) -> web.StreamResponse:
+            started = time.perf_counter()
+            status = _CLIENT_GONE
+            try:
+                response = await answer(request)
+                status = response.status
+            finally:
+                observe(path, status, time.perf_counter() - started)
+            return response
+
+        async def answer(request: web.Request) -> web.StreamResponse:
+            try:
+                check(request)
+                return await handler(request)
+            except MlpdError as error:
+                return error_response(error, plain=plain)
+            except web.HTTPException as error:
+                return error_response(_from_aiohttp(error), plain=plain)
+            except ConnectionError:
+                raise
+            except Exception:  # noqa: BLE001 - the one boundary: logged, counted, answered
+                _log.exception("request failed: %s %s", request.method, path)
+                return error_response(_bug(), plain=plain)
+
+        return serve
+
+
+def error_response(error: MlpdError, *, plain: bool = False) -> web.Response:
+    """Return the answer for an error: `{"error": {...}}`, or `{"error": "text"}` when `plain`."""
+    shape: Any = error.message if plain else error.to_dict()
+    headers = {}
+    if error.status == UnavailableError.status:
+        headers["Retry-After"] = str(max(1, round(error.details.get("retry_after_s", 1))))
+    body = encode({"error": shape}, "application/json")
+    return web.Response(
+        body=body, status=error.status, headers={"Content-Type": "application/json", **headers}
+    )
+
+
+def _wrong_method(allowed: list[str]) -> Handler:
+    async def refuse(request: web.Request) -> web.StreamResponse:
+        error = MlpdError(
+            f"{request.method} is not allowed on {request.path}; use {', '.join(allowed)}",
+            code="method_not_allowed",
+            hint="/openapi.json lists every route.",
+        )
+        response = error_response(error, plain=request.path.startswith("/v2"))
+        response.set_status(405)
+        response.headers["Allow"] = ", ".join(allowed)
+        return response
+
+    return refuse
+
+
+async def _unknown_path(request: web.Request) -> web.StreamResponse:
+    raise NotFoundError(
+        f"there is nothing at {request.path}",
+        code="unknown_path",
+        hint="/openapi.json lists every route.",
+    )
+
+
+def _from_aiohttp(error: web.HTTPException) -> MlpdError:
+    wrapped = MlpdError(error.text or error.reason, code="http_error")
+    wrapped.status = error.status  # type: ignore[misc]  # this one answer's
+    return wrapped
+
+
+def _bug() -> InternalError:
+    return InternalError(
+        "the request failed for a reason of the daemon's own",
+        hint="The daemon's log has the details; please report it.",
+    )
+
+
+def _bind_tcp(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        if error.errno not in (errno.EADDRINUSE, errno.EACCES):
+            raise
+        raise UnavailableError(
+            f"port {port} on {host} is {'in use' if error.errno == errno.EADDRINUSE else 'denied'}",
+            code="port_in_use",
+            hint="Stop what uses it, or take another: mlpd serve --port 0 picks a free one.",
+        ) from None
+    return listener
+
+
+def _bind_unix(path: Path) -> socket.socket:
+    """Bind beside the final name, restrict, then rename: nobody connects before the mode is set."""
+    temporary = path.with_suffix(".tmp")
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    with contextlib.suppress(FileNotFoundError):
+        temporary.unlink()
+    listener.bind(str(temporary))
+    temporary.chmod(_SOCKET_MODE)
+    os.replace(temporary, path)  # noqa: PTH105 - atomic, over a stale socket
+    return listener
