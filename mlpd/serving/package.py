@@ -88,6 +88,13 @@ class ModelPackage:
         return f"{self.name}@{self.version}"
 
 
+def rows_of(tensors: Tensors) -> int:
+    """Return the first dimension of the first tensor, at least 1: what counts as rows."""
+    for tensor in tensors.values():
+        return max(1, len(tensor)) if tensor.ndim else 1
+    return 1
+
+
 def bit_equal(left: NDArray[Any], right: NDArray[Any]) -> bool:
     """Tell whether two arrays agree in shape, dtype and every bit (NaN equals the same NaN)."""
     if left.shape != right.shape or left.dtype != right.dtype:

@@ -5,6 +5,7 @@ and spin on idle cores.  No custom operators, no external data, ONNX format only
 """
 
 import threading
+import time
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -24,6 +25,7 @@ from mlpd.serving.package import (
     Tensors,
     TensorSpec,
     bit_equal,
+    rows_of,
 )
 from mlpd.serving.statistics import ModelStatistics, RunCost
 
@@ -108,7 +110,7 @@ class Session:
             ) from error
 
     def verify(self) -> None:
-        """Run the golden rows and compare; this also warms the session.
+        """Run the golden rows and compare; this also warms the session and learns its cost.
 
         Raises ValidationError(code="golden_mismatch") naming the output and the first wrong row.
         """
@@ -121,10 +123,14 @@ class Session:
                 raise _mismatch(self.package.reference, name, got.get(name), expected)
 
     def _golden_outputs(self, inputs: Tensors) -> dict[str, NDArray[Any]]:
+        started_ns = time.perf_counter_ns()
         if not self.package.trained:
-            return self.run_named(inputs)
+            outputs = self.run_named(inputs)
+            self.cost.add(rows_of(inputs), (time.perf_counter_ns() - started_ns) / 1000)
+            return outputs
         rows = np.ascontiguousarray(inputs[FEATURES], np.float64)
         alone = np.concatenate([self.run(rows[i : i + 1]) for i in range(len(rows))])
+        self.cost.add(len(rows), (time.perf_counter_ns() - started_ns) / 1000)
         raw = self.run(rows)
         if not bit_equal(alone, raw):
             raise _mismatch(self.package.reference, RAW_SCORE, alone, raw)

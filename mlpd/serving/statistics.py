@@ -1,5 +1,6 @@
 """What is known of a model's runs: the counters that the protocol reports, and the cost per row."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,6 +43,10 @@ class Execution:
     infer_ns: int
     output_ns: int
 
+    def total_ns(self) -> int:
+        """Return the nanoseconds of all three."""
+        return self.input_ns + self.infer_ns + self.output_ns
+
 
 @dataclass(slots=True)
 class RunCost:
@@ -65,8 +70,8 @@ class RunCost:
         self.us_per_row = self._us / self._rows
 
     def estimate_us(self, rows: int) -> float:
-        """Return what `rows` rows will cost, 0 while nothing is known."""
-        return rows * self.us_per_row
+        """Return what `rows` rows will cost, infinite while nothing is known."""
+        return rows * self.us_per_row if self._rows else math.inf
 
 
 @dataclass(slots=True)
