@@ -23,7 +23,8 @@ class Tree:
     """One tree as LightGBM writes it: `I` inner nodes (0 for a stump) and `I + 1` leaves.
 
     A child `c >= 0` is the inner node `c`, a child `c < 0` the leaf `~c`; node 0 is the root.
-    `threshold` of a categorical node is the index of its set in `categories`.
+    `threshold` of a categorical node is the index of its set in `categories`.  `split_gain` has the
+    six digits of the text, and no part in the digest.
     """
 
     split_feature: NDArray[np.int32]
@@ -32,6 +33,7 @@ class Tree:
     left_child: NDArray[np.int32]
     right_child: NDArray[np.int32]
     leaf_value: NDArray[np.float64]
+    split_gain: NDArray[np.float64]
     categories: tuple[NDArray[np.int32], ...]
 
     @property
@@ -106,6 +108,7 @@ def _parse_tree(fields: Mapping[str, str]) -> Tree:
         left_child=_array(fields, "left_child", inner, np.int32),
         right_child=_array(fields, "right_child", inner, np.int32),
         leaf_value=_array(fields, "leaf_value", leaves, np.float64),
+        split_gain=_array(fields, "split_gain", inner, np.float64),
         categories=tuple(_category_sets(fields)),
     )
 
