@@ -176,8 +176,8 @@ def _child_failed(reason: str, complaint: str = "") -> InternalError:
 
 def _compile_error(unit: Unit, answer: Mapping[str, Any]) -> MlpdError:
     details = {"function": answer["function"], "line": answer["line"]}
-    where = f"'{answer['function']}', line {answer['line']}"
-    message = f"{unit.name}: {where}: {answer['message']}"
+    line = f", line {answer['line']}" if answer["line"] else ""
+    message = f"{unit.name}: '{answer['function']}'{line}: {answer['message']}"
     if isinstance(unit, SourceUnit):
         return DefinitionError(message, code="transform_compile", details=details)
     return InternalError(message, code="kernel_compile", details=details)

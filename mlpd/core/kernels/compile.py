@@ -136,17 +136,16 @@ def _options(unit: Unit) -> dict[str, Any]:
     }
 
 
-_dispatchers: dict[tuple[int, bool], Any] = {}
+_dispatchers: dict[int, Any] = {}  # by the function's id; the dispatcher keeps the function alive
 
 
 def _jit(function: Any, unit: Unit) -> Any:
     """Return the dispatcher for `function`, the same one wherever the function is imported."""
     if isinstance(function, Dispatcher):
         return function
-    key = (id(function), unit.boundscheck)  # the dispatcher keeps the function, hence its id, alive
-    if key not in _dispatchers:
-        _dispatchers[key] = numba.njit(forceinline=True, **_options(unit))(function)
-    return _dispatchers[key]
+    if id(function) not in _dispatchers:
+        _dispatchers[id(function)] = numba.njit(forceinline=True, **_options(unit))(function)
+    return _dispatchers[id(function)]
 
 
 def _jit_modules(unit: ModuleUnit) -> Namespace:
@@ -164,7 +163,10 @@ def _jit_source(unit: SourceUnit) -> Namespace:
     """
     namespace: Namespace = {"math": math, "np": np, "__builtins__": {}, "__name__": unit.name}
     postponed = __future__.annotations.compiler_flag  # annotations are never evaluated
-    code = compile(unit.source.tree, unit.name, "exec", flags=postponed, dont_inherit=True)
+    try:
+        code = compile(unit.source.tree, unit.name, "exec", flags=postponed, dont_inherit=True)
+    except (RecursionError, MemoryError) as error:
+        raise CompileError("it is nested too deeply", "") from error
     exec(code, namespace)  # noqa: S102  holds functions and literals alone, see parse_source
     for name, value in list(namespace.items()):
         if isinstance(value, FunctionType):
