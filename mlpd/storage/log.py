@@ -11,7 +11,7 @@ from xxhash import xxh64_intdigest
 
 from mlpd.core.columns import Columns, decode_columns, encode_columns, height
 from mlpd.core.errors import InternalError, NotFoundError, TooLargeError, ValidationError
-from mlpd.core.names import Sequence
+from mlpd.core.names import Sequence, check_name
 from mlpd.storage.tables import Table, from_u64be, u64be
 from mlpd.storage.transactions import Snapshot, WriteTransaction
 
@@ -89,6 +89,7 @@ def append(
     """
     count = len(event_us)
     known = _known_times(txn, count, known_us)
+    check_name(source, "source")  # it becomes a folder of the segments
     _check_rows(count, len(known) // 8, columns)
     if kind is _EVENTS:
         newest_known_us = txn.known_us if known_us is None else int(known_us.max())
@@ -166,6 +167,11 @@ def decode_record(value: bytes, first: int) -> LogRecord:
         times[count:],
         memoryview(value)[body_start:],
     )
+
+
+def record_kind(value: bytes) -> RecordKind:
+    """Return the kind of an encoded record without verifying or decoding the rest."""
+    return RecordKind(value[1])
 
 
 _KINDS = frozenset(RecordKind)
