@@ -50,7 +50,8 @@ class CountKernels(Protocol):
 class PlainKernels:
     """The kernels as plain Python: exact and slow, for tests and small batches."""
 
-    count_rows = staticmethod(count_rows)
+    # Native code overflows to inf silently; numpy's scalars would warn.
+    count_rows = staticmethod(np.errstate(over="ignore", invalid="ignore")(count_rows))
     count_flags = staticmethod(count_flags)
 
 
@@ -236,8 +237,9 @@ class Counts:
         before = self.apart[FINITE::APART_WIDTH].astype(np.float64)
         added = other.apart[FINITE::APART_WIDTH].astype(np.float64)
         share = added / np.maximum(before + added, 1.0)
-        delta = theirs[:, MEAN] - ours[:, MEAN]
-        ours[:, MEAN] += delta * share
-        ours[:, M2] += theirs[:, M2] + delta**2 * before * share
+        with np.errstate(over="ignore", invalid="ignore"):  # as in the kernel
+            delta = theirs[:, MEAN] - ours[:, MEAN]
+            ours[:, MEAN] += delta * share
+            ours[:, M2] += theirs[:, M2] + delta**2 * before * share
         ours[:, LOW] = np.minimum(ours[:, LOW], theirs[:, LOW])
         ours[:, HIGH] = np.maximum(ours[:, HIGH], theirs[:, HIGH])
