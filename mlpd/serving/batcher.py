@@ -74,7 +74,7 @@ class Batcher:
         rows = len(features)
         self._admit(rows, deadline_s)
         if rows == 0:
-            nothing = np.empty((0, session.package.signature.outputs[0].shape[1]))
+            nothing = np.empty((0, session.outputs))
             return Scores(nothing, nothing.copy())
         if self._may_run_inline(session, rows):
             outcome: Scores = self._run_inline(session, features, rows)

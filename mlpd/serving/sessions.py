@@ -71,6 +71,11 @@ class Session:
         """Length of a trained model's feature vector."""
         return self.package.signature.inputs[0].shape[1]
 
+    @property
+    def outputs(self) -> int:
+        """Number of a trained model's outputs, K."""
+        return self.package.signature.outputs[0].shape[1]
+
     def run(self, features: Floats) -> Floats:
         """Return the raw scores [n, K] of a C-contiguous float64 array [n, F] with n > 0.
 
