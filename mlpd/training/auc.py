@@ -99,6 +99,21 @@ def auc_difference(
     return Estimate.build(float(of_ones.mean()), error, confidence=confidence, bounds=(-1.0, 1.0))
 
 
+def roc_curve(labels: Floats, scores: Floats, *, points_max: int = 200) -> tuple[Floats, Floats]:
+    """Return false and true positive rates from (0, 0) to (1, 1), a point per distinct score.
+
+    Both classes must be present.  Beyond `points_max` an even choice of the points, ends kept; the
+    area under all of them, by trapezoids, is the AUC.
+    """
+    order = np.argsort(-scores, kind="stable")
+    ones = np.cumsum(labels[order] == 1)
+    ends = np.append(np.flatnonzero(np.diff(scores[order])), len(scores) - 1)
+    true = np.concatenate([[0.0], ones[ends] / ones[-1]])
+    false = np.concatenate([[0.0], (ends + 1 - ones[ends]) / (len(scores) - ones[-1])])
+    shown = np.unique(np.linspace(0, len(true) - 1, points_max).astype(int))
+    return false[shown], true[shown]
+
+
 def _placements(labels: Floats, scores: Floats) -> tuple[Floats, Floats]:
     """Return for each 1 the share of 0s below it, for each 0 the share of 1s above it."""
     positive = labels == 1
