@@ -1,0 +1,41 @@
+"""Exports: journal and index.json, which follow LMDB after every change and at every start."""
+
+from mlpd.core.errors import ConflictError
+from mlpd.registry import rows
+from mlpd.registry.layout import Layout
+from mlpd.registry.manifest import build_index, parse_index
+from mlpd.storage.environment import Environment
+
+
+def export(env: Environment, layout: Layout) -> None:
+    """Bring journal and index.json up to LMDB, durably; blocking, from any thread.
+
+    The snapshot is taken under the layout's lock, so that a later export never writes an older
+    state over a newer one.  Raises ConflictError(code="registry_behind_journal").
+    """
+    with layout.lock():
+        with env.snapshot() as snapshot:
+            events = [*rows.events(snapshot, after=layout.journal.sequence)]
+            index = build_index(rows.all_versions(snapshot))
+        layout.journal.follow(events)
+        layout.write_index(index)
+
+
+def require_records(env: Environment, layout: Layout) -> None:
+    """Raise ConflictError(code="registry_behind_index") if LMDB lacks a version that is tagged.
+
+    Called before the first export: it would take the tags away, and with them what
+    `rebuild.rebuild` needs when the journal is lost too.
+    """
+    tagged = {(v.tag, v.digest) for v in parse_index(layout.read("index.json"))}
+    with env.snapshot() as snapshot:
+        known = {(v.tag, v.digest) for v in rows.all_versions(snapshot)}
+    lost = sorted(tag for tag, _ in tagged - known)
+    if lost:
+        raise ConflictError(
+            f"LMDB has no record of {len(lost)} tagged versions in {layout.root}, "
+            f"for example {lost[0]}",
+            code="registry_behind_index",
+            hint="Restore the lmdb directory that belongs to this registry, or bring its records "
+            "back with mlpd.registry.rebuild.",
+        )
