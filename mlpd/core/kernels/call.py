@@ -17,6 +17,7 @@ from mlpd.core.kernels.elf import Image
 _C_CONTIGUOUS, _ALIGNED, _WRITEABLE = 0x1, 0x100, 0x400  # numpy's NPY_ARRAY_* flags
 _DATA_OFFSET = object.__basicsize__  # PyArrayObject's data pointer follows the object header
 _RAISED = 1  # numba's status for an exception; see numba/core/callconv.py
+_Array = np.ndarray  # a global is found quicker than an attribute, on the hot path
 _word_at = ctypes.c_size_t.from_address
 
 
@@ -68,7 +69,7 @@ class Kernel:
             if scalar is not None:
                 put(scalar(value))
             elif (
-                type(value) is np.ndarray
+                type(value) is _Array
                 and (value.dtype is dtype or value.dtype == dtype)
                 and value.ndim == 1
                 and value.flags.num & flags == flags
@@ -161,7 +162,7 @@ def _truth(value: Any) -> bool:
 
 def _problem(value: Any, dtype: Any, flags: int) -> str:
     """Return what is wrong with an array argument, or nothing."""
-    if type(value) is not np.ndarray:
+    if type(value) is not _Array:
         return f"a {type(value).__name__}"
     if value.ndim != 1:
         return f"an array of {value.ndim} dimensions"

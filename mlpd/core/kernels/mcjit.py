@@ -1,6 +1,6 @@
 """Map a kernel object with LLVM's own loader, on machines for which `elf` can't: the fallback.
 
-Costs llvmlite's import (about 95 MB and 0.3 s here), which is why x86-64 Linux does without.
+Costs 55 MB for llvmlite, which is why x86-64 Linux does without.
 """
 
 from collections.abc import Iterable

@@ -124,7 +124,11 @@ def test_text_without_an_entry_is_refused(tmp_path: Path) -> None:
         compile_sources("def f(x):\n    return x\n", kernels={}, cache_dir=tmp_path)
 
 
-def test_transforms_become_kernels(tmp_path: Path) -> None:
+def test_transforms_become_kernels_and_no_module_of_their_name_is_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "transforms.py").write_text("raise SystemExit('imported')")
+    monkeypatch.syspath_prepend(tmp_path)
     text = """
 LIMIT = 3.0
 
