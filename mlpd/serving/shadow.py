@@ -41,10 +41,11 @@ class ShadowPair(NamedTuple):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ShadowJob:
-    """What a shadow shall score: the very vector that the primary served, and its score.
+    """What a shadow shall score, and the primary's score of the same rows.
 
-    `features` float64 [n, F] and `score` float64 [n, K] must not be written to afterwards.  `tag`
-    comes back with the result, for example the prediction ids.
+    `features` float64 [n, F]: the shadow's vectors of the feature values that the primary read
+    (each version has its own categories).  `score` float64 [n, K].  Neither may be written to
+    afterwards.  `tag` comes back with the result, for example the prediction ids.
     """
 
     route: str
@@ -122,8 +123,8 @@ class ShadowRunner:
     def submit(self, job: ShadowJob) -> bool:
         """Queue a job; False if it was dropped because the queue is full.  Never blocks, 1 us.
 
-        Raises ValidationError(code="wrong_shape") if the shadow reads another vector, or gives
-        another number of outputs, than the primary.
+        Raises ValidationError(code="wrong_shape") if the shadow doesn't take these vectors, or
+        gives another number of outputs than the primary.
         """
         _check_shapes(job)
         rows = len(job.features)
@@ -225,9 +226,9 @@ def _check_shapes(job: ShadowJob) -> None:
     if found != wanted:
         raise ValidationError(
             f"shadow {job.session.package.reference} of route {job.route!r} makes {wanted[1]} "
-            f"scores of {wanted[0]} features, the primary {found[1]} of {found[0]}",
+            f"scores of {wanted[0]} features, but got {found[0]} features and {found[1]} scores",
             code="wrong_shape",
-            hint="A shadow takes the vector of its route's feature service.",
+            hint="A shadow serves the same feature service and outputs as its primary.",
         )
 
 
