@@ -1,6 +1,5 @@
 """The LMDB environment: opening, snapshots for readers, write transactions for the writer."""
 
-import errno
 import os
 import threading
 import time
@@ -16,13 +15,12 @@ from mlpd.core.errors import (
     ConfigurationError,
     InternalError,
     MlpdError,
-    OverloadedError,
-    StorageFullError,
     UnavailableError,
 )
 from mlpd.core.names import TimeUs
 from mlpd.core.time import Clock
-from mlpd.storage.files import make_dirs
+from mlpd.storage.failures import MAX_READERS, translate_error
+from mlpd.storage.files import fsync_dir, make_dirs
 from mlpd.storage.tables import FORMAT_KEY, FORMAT_VERSION, Table
 from mlpd.storage.timekeeper import TimeKeeper
 from mlpd.storage.transactions import MAX_SNAPSHOT_S, Databases, Snapshot, WriteTransaction
@@ -32,16 +30,10 @@ __all__ = ["DEFAULT_MAP_BYTES", "Environment", "Snapshot", "Table", "Usage", "Wr
 DEFAULT_MAP_BYTES = 64 << 30
 """Address space reserved for the map: it costs no memory and no disk until data fills it."""
 
-MAX_READERS = 512
-"""Read transactions open at once, those of all child processes together."""
-
 SPARE_TRANSACTIONS = 32
 """Ended read transactions kept for reuse: opening a snapshot then takes 0.2 us less."""
 
 _REOPEN_WAIT_S = 1.0
-_DISK_ERRORS = frozenset(
-    (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.ENOMEM)
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +64,8 @@ class Environment:
         self._lmdb = self._open_lmdb()
         self._dbs = self._open_databases()
         self._check_format()
+        if not readonly:
+            fsync_dir(directory)  # LMDB flushes its files, not their names
         self._open.set()
         _environments.add(self)
         with self.snapshot() as snapshot:
@@ -276,37 +270,6 @@ class ReadAt:
         trace: TracebackType | None,
     ) -> None:
         self._snapshot.close()
-
-
-def is_storage_failure(error: BaseException) -> bool:
-    """Tell whether the disk or the map failed (the whole group), not one operation."""
-    failures = (lmdb.MapFullError, lmdb.PanicError, lmdb.DiskError, lmdb.MapResizedError)
-    return isinstance(error, failures) or (
-        isinstance(error, lmdb.Error) and error.code in _DISK_ERRORS
-    )
-
-
-def translate_error(error: lmdb.Error) -> MlpdError:
-    """Return the mlpd error that tells a caller what an LMDB error means."""
-    if isinstance(error, lmdb.MapFullError):
-        return StorageFullError(
-            "the LMDB map is full; this write was not made",
-            code="map_full",
-            hint="Raise the map size in the configuration and restart the daemon.",
-        )
-    if isinstance(error, lmdb.ReadersFullError):
-        return OverloadedError(
-            f"all {MAX_READERS} reader slots are in use",
-            code="readers_full",
-            hint="Try again shortly.",
-            details={"retry_after_s": 0.1},
-        )
-    if is_storage_failure(error):
-        return StorageFullError(
-            f"the disk is full or failing ({error}); this write was not made",
-            hint="Free space or mend the disk; writes go on by themselves within seconds.",
-        )
-    return InternalError(f"LMDB failed: {error}", code="lmdb")
 
 
 _environments: "weakref.WeakSet[Environment]" = weakref.WeakSet()
