@@ -113,12 +113,13 @@ def _string(data: bytes, table: _Section, position: int) -> str:
     return data[start : data.index(b"\0", start)].decode()
 
 
-def _broken(reason: str) -> InternalError:
-    return InternalError(
-        f"the kernel object can't be loaded: {reason}",
-        code="kernel_object",
-        hint="delete the kernel cache directory; it is rebuilt on the next start",
-    )
+_REBUILD = "delete the kernel cache directory; it is rebuilt on the next start"
+_ALLOW = "let this process map code: with systemd, MemoryDenyWriteExecute=no"
+
+
+def _broken(reason: str, hint: str = _REBUILD) -> InternalError:
+    message = f"the kernel object can't be loaded: {reason}"
+    return InternalError(message, code="kernel_object", hint=hint)
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,4 +260,4 @@ def _protect(layout: _Layout, base: int) -> None:
     mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
     for start, size, protection in layout.groups:
         if size and mprotect(base + start, size, protections[protection]):
-            raise _broken(f"mprotect failed with errno {ctypes.get_errno()}")
+            raise _broken(f"mprotect failed with errno {ctypes.get_errno()}", _ALLOW)

@@ -1,4 +1,5 @@
 import gc
+import platform
 import re
 import subprocess
 import sys
@@ -144,6 +145,22 @@ assert out.tolist() == [3 * 2**60 + 1, 16]
 assert "numba" not in sys.modules
 """
 
+DENIED = """
+import ctypes, sys
+from pathlib import Path
+from mlpd.core.errors import InternalError
+from mlpd.core.kernels import elf
+
+PR_SET_MDWE, REFUSE_EXEC_GAIN = 65, 1
+assert ctypes.CDLL(None).prctl(PR_SET_MDWE, REFUSE_EXEC_GAIN, 0, 0, 0) == 0
+try:
+    elf.load(Path(sys.argv[1]).read_bytes())
+except InternalError as error:
+    assert "MemoryDenyWriteExecute=no" in error.hint, error.hint
+else:
+    sys.exit("code was mapped all the same")
+"""
+
 
 def run(script: str, *arguments: str) -> None:
     """Run `script` in a process of its own, for what must not be imported in this one."""
@@ -160,3 +177,13 @@ def test_relative_relocations_are_applied() -> None:
 def test_llvms_own_loader_maps_the_same_object(sample_object: bytes, tmp_path: Path) -> None:
     (tmp_path / "sample.o").write_bytes(sample_object)
     run(MCJIT, str(tmp_path / "sample.o"))
+
+
+@pytest.mark.skipif(
+    tuple(map(int, platform.release().split(".")[:2])) < (6, 3), reason="no PR_SET_MDWE"
+)
+def test_a_host_that_forbids_new_code_is_told_what_to_change(
+    sample_object: bytes, tmp_path: Path
+) -> None:
+    (tmp_path / "sample.o").write_bytes(sample_object)
+    run(DENIED, str(tmp_path / "sample.o"))
