@@ -5,7 +5,7 @@ A log record, an ingest batch, a feature read and a prediction all carry `Column
 that decode without copying.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -95,18 +95,6 @@ class Column:
 
 Columns = dict[str, Column]
 """Columns of equal length by name, in schema order."""
-
-
-def column_of(dtype: DType, values: Sequence[Any], what: str = "column") -> Column:
-    """Return a column from Python values, None for null, checking every type.
-
-    int64 takes ints (exact, no bool, in range), float64 and float32 take ints and floats, the other
-    types their own.  Timestamps take what `parse_time` takes.  The first wrong value raises
-    ValidationError(code="wrong_type") whose details name `index`.
-    """
-    from mlpd.core.convert import convert_values  # noqa: PLC0415 - the checks live beside it
-
-    return convert_values(dtype, values, what)
 
 
 def concat(parts: Iterable[Column]) -> Column:

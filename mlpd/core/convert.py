@@ -31,8 +31,13 @@ _ZERO: dict[DType, Any] = {
 }
 
 
-def convert_values(dtype: DType, values: Sequence[Any], what: str) -> Column:
-    """Return the column of `values` (None is null); see `columns.column_of` for the rules."""
+def column_of(dtype: DType, values: Sequence[Any], what: str = "column") -> Column:
+    """Return a column from Python values, None for null, checking every type.
+
+    int64 takes ints (exact, in range, no bool), float64 and float32 take ints and floats, the
+    other types their own; timestamps take what `parse_time` takes.  The first wrong value raises
+    ValidationError(code="wrong_type") whose details name its `index`.
+    """
     if dtype is DType.TIMESTAMP:
         values = [None if v is None else _time(v, i, what) for i, v in enumerate(values)]
     else:
@@ -47,7 +52,7 @@ def convert_values(dtype: DType, values: Sequence[Any], what: str) -> Column:
 
 def convert_value(dtype: DType, value: Any, what: str) -> Any:
     """Return one value as its column would hold it (None stays None); the same checks."""
-    column = convert_values(dtype, [value], what)
+    column = column_of(dtype, [value], what)
     return column.to_list()[0]
 
 

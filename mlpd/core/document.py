@@ -7,6 +7,7 @@ docs/formats/definitions.md describes it.  Unknown kinds and fields are errors.
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
+from mlpd.core.closure import build_closure
 from mlpd.core.columns import DType
 from mlpd.core.convert import convert_value
 from mlpd.core.errors import DefinitionError, MlpdError
@@ -58,7 +59,7 @@ def parse_document(document: object) -> Definitions:
     found = Definitions(entities, sources, views, transforms, services)
     _check_request_types(services)
     for service in services.values():
-        found.closure(service)
+        build_closure(found, service)
     jobs = _each(parts["jobs"], "job", lambda f, n: _job(f, n, found))
     return Definitions(entities, sources, views, transforms, services, jobs)
 
@@ -369,7 +370,7 @@ def _job_choices(fields: _Fields) -> Iterator[tuple[str, Any]]:
 
 
 def _check_job(fields: _Fields, job: JobSpec, definitions: Definitions) -> None:
-    closure = definitions.closure(definitions.service(job.service))
+    closure = build_closure(definitions, definitions.service(job.service))
     source = definitions.source(job.spine_source)
     if source.schema.get(job.spine_time) is not DType.TIMESTAMP:
         raise fields.error(f"source {source.name!r} has no timestamp column {job.spine_time!r}")

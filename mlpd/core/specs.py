@@ -194,12 +194,6 @@ class Definitions:
         """Return the views that `source` feeds, in name order."""
         return [v for _, v in sorted(self.views.items()) if v.source == source]
 
-    def closure(self, service: ServiceSpec) -> "Closure":
-        """Return what `service` needs: views, transforms in order of evaluation, entities."""
-        from mlpd.core.closure import build_closure  # noqa: PLC0415 - closure imports the specs
-
-        return build_closure(self, service)
-
 
 @dataclass(frozen=True, slots=True)
 class Closure:

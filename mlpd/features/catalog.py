@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mlpd.core.closure import build_closure
 from mlpd.core.columns import DType
 from mlpd.core.document import parse_document
 from mlpd.core.specs import Closure, Definitions, EntitySpec, ViewSpec
@@ -32,14 +33,16 @@ class ViewPlan:
 class Catalog:
     """Everything that runs, at one version.
 
-    `version` counts applies.  `view_ids` gives the on-disk id of every (view name, view hash) ever
-    applied as `name@hash`: an id is never reused, so a changed view starts on clean rows.
+    `version` counts applies.  `view_ids` gives the on-disk id of every running view by
+    `name@hash`; `next_view_id` grows: an id is never reused, so that a view that is changed, or
+    comes back after a while, starts on clean rows.
     """
 
     version: int
     document: Mapping[str, Any]
     definitions: Definitions
     view_ids: Mapping[str, int]
+    next_view_id: int
     views: Mapping[str, ViewPlan]
     views_by_source: Mapping[str, tuple[ViewPlan, ...]]
     closures: Mapping[str, Closure]
@@ -51,6 +54,7 @@ class Catalog:
             "version": self.version,
             "document": dict(self.document),
             "view_ids": dict(self.view_ids),
+            "next_view_id": self.next_view_id,
         }
 
 
@@ -59,6 +63,7 @@ def build_catalog(
     *,
     version: int,
     view_ids: Mapping[str, int],
+    next_view_id: int,
     kernels: Any,
     cache: Path,
 ) -> Catalog:
@@ -67,18 +72,21 @@ def build_catalog(
     Blocks: compiling new transforms takes seconds (in a child process).  Raises DefinitionError.
     """
     definitions = parse_document(document)
-    ids = dict(view_ids)
+    ids: dict[str, int] = {}
     views: dict[str, ViewPlan] = {}
     for name, view in sorted(definitions.views.items()):
-        view_id = ids.setdefault(view_key(view), max(ids.values(), default=0) + 1)
+        key = view_key(view)
+        view_id = ids[key] = view_ids.get(key, next_view_id)
+        next_view_id += view_id == next_view_id
         entity = definitions.entities[view.entity]
         views[name] = ViewPlan(view, view_id, entity, _plan(definitions, view, kernels))
-    closures = {name: definitions.closure(s) for name, s in definitions.services.items()}
+    closures = {name: build_closure(definitions, s) for name, s in definitions.services.items()}
     return Catalog(
         version=version,
         document=document,
         definitions=definitions,
         view_ids=ids,
+        next_view_id=next_view_id,
         views=views,
         views_by_source={
             source: tuple(views[v.name] for v in definitions.views_of(source))

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mlpd.core.columns import Column, Columns, DType, column_of, height
+from mlpd.core.columns import Column, Columns, DType, height
+from mlpd.core.convert import column_of
 from mlpd.core.errors import MlpdError, TooLargeError, ValidationError
 from mlpd.core.keys import encode_entity, online_key
 from mlpd.core.specs import EntitySpec, SourceSpec

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from mlpd.core.columns import Column, Columns, DType, column_of
+from mlpd.core.columns import Column, Columns, DType
+from mlpd.core.convert import column_of
 from mlpd.core.errors import ValidationError
 from mlpd.core.vector import CategoricalEncoder, VectorFeature, Vectorizer
 

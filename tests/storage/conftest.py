@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mlpd.core.columns import DType, column_of
+from mlpd.core.columns import DType
+from mlpd.core.convert import column_of
 from mlpd.core.names import TimeUs
 from mlpd.storage.environment import Environment
 from mlpd.storage.log import RecordKind, append

@@ -21,7 +21,8 @@ INGEST = '''
 import asyncio, sys
 from pathlib import Path
 import numpy as np
-from mlpd.core.columns import DType, column_of
+from mlpd.core.columns import DType
+from mlpd.core.convert import column_of
 from mlpd.core.time import system_clock
 from mlpd.storage.compact import compact
 from mlpd.storage.compactor import Compactor

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlpd.core.columns import Columns, DType, column_of
+from mlpd.core.columns import Columns, DType
+from mlpd.core.convert import column_of
 from mlpd.core.errors import InternalError, TooLargeError, ValidationError
 from mlpd.storage.environment import Environment
 from mlpd.storage.log import (

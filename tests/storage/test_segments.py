@@ -13,7 +13,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from mlpd.core.columns import Column, Columns, DType, column_of
+from mlpd.core.columns import Column, Columns, DType
+from mlpd.core.convert import column_of
 from mlpd.core.errors import (
     ConflictError,
     InternalError,

@@ -6,7 +6,8 @@ import lightgbm
 import numpy as np
 import pytest
 
-from mlpd.core.columns import Column, DType, column_of
+from mlpd.core.columns import Column, DType
+from mlpd.core.convert import column_of
 from mlpd.core.errors import DefinitionError, MlpdError, ValidationError
 from mlpd.core.vector import Vectorizer
 from mlpd.training.exporter import export_model

@@ -1,0 +1,82 @@
+"""Child side of a child process: guards first, then one entry; messages go up a pipe.
+
+Run as `python -m mlpd.daemon.child ENTRY` with a msgpack request on stdin.  Messages are msgpack
+maps on stdout, each after its u32le length: any number of {"kind": "progress" | "block" ...}, then
+{"kind": "done", ...} or {"kind": "error", type, code, message, hint}.  stderr is the log.
+"""
+
+import ctypes
+import os
+import resource
+import signal
+import struct
+import sys
+import traceback
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+import msgpack
+
+from mlpd.core.errors import MlpdError
+
+Send = Callable[[dict[str, Any]], None]
+"""Sends one message up; blocks while the parent doesn't read."""
+
+LENGTH = struct.Struct("<I")
+
+ENTRIES = {
+    "events": "mlpd.daemon.events_child",
+    "history": "mlpd.daemon.history_child",
+    "train": "mlpd.daemon.train_child",
+    "audit": "mlpd.daemon.audit_child",
+}
+"""What may run as a child; each module has `run(request, send) -> result`."""
+
+_PR_SET_PDEATHSIG = 1
+
+
+def main() -> int:
+    """Run the entry named on the command line; returns the exit status."""
+    request = msgpack.unpackb(sys.stdin.buffer.read())
+    send = _take_stdout()
+    _guard(request)
+    try:
+        result = import_module(ENTRIES[sys.argv[1]]).run(request, send)
+    except MlpdError as error:
+        send({"kind": "error", "type": type(error).__name__, **error.to_dict()})
+        return 1
+    except BaseException as error:  # noqa: BLE001 - the parent must hear of any end
+        traceback.print_exc()
+        send({"kind": "error", "code": "child_failed", "message": repr(error)[:2000]})
+        return 1
+    send({"kind": "done", "result": result})
+    return 0
+
+
+def _take_stdout() -> Send:
+    """Keep the pipe for messages and let everything that prints go to the log."""
+    pipe = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+
+    def send(message: dict[str, Any]) -> None:
+        body = msgpack.packb(message)
+        pipe.write(LENGTH.pack(len(body)) + body)
+        pipe.flush()
+
+    return send
+
+
+def _guard(request: dict[str, Any]) -> None:
+    """Die with the daemon, stay out of serving's way, stay within memory."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != request["parent_pid"]:
+            sys.exit(1)  # the daemon ended before the line above
+    os.nice(request["nice"])
+    limit = request["memory_bytes_max"]
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

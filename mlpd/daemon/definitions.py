@@ -1,0 +1,228 @@
+"""Verbs plan and apply: what new definitions would change, and making it so, atomically.
+
+A new or changed view of a source that already has events is built from the log while serving goes
+on: its rows get an id of their own, history is read in a child process and applied in blocks, and
+one last transaction applies what arrived meanwhile and swaps the catalog.
+"""
+
+import asyncio
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from mlpd.core.columns import Columns, DType, decode_columns
+from mlpd.core.convert import column_of
+from mlpd.core.document import KINDS, parse_document
+from mlpd.core.errors import ConflictError
+from mlpd.core.hashing import canonical_json
+from mlpd.daemon.offline import offline_request
+from mlpd.daemon.paths import DataPaths
+from mlpd.daemon.process import Child
+from mlpd.daemon.state import CatalogState
+from mlpd.features.catalog import Catalog, ViewPlan, view_key
+from mlpd.features.ingest import apply_batch
+from mlpd.features.latest import empty_column
+from mlpd.features.stamps import Stamps
+from mlpd.storage.environment import Environment
+from mlpd.storage.log import RecordKind, append, compacted_through, read_records
+from mlpd.storage.segments import load_manifests
+from mlpd.storage.transactions import Snapshot, WriteTransaction
+from mlpd.storage.writer import Writer
+
+DEFINITIONS_SOURCE = "mlpd.definitions"
+"""Name of the definition records in the log; no user source can have it."""
+
+BLOCK_ROWS = 20_000
+"""Rows that a backfill applies in one transaction: about 100 ms of the writer."""
+
+
+@dataclass(frozen=True, slots=True)
+class EventBlock:
+    """Events of one source, in sequence order."""
+
+    columns: Columns
+    stamps: Stamps
+
+
+@dataclass(frozen=True, slots=True)
+class ChangePlan:
+    """What an apply would do.
+
+    `changes`: per kind the names `added`, `changed` and `removed`.  `backfill`: views to build
+    from the log with the events to replay.
+    """
+
+    version: int
+    changes: dict[str, dict[str, list[str]]]
+    backfill: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing would change."""
+        return not self.changes
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the wire form."""
+        return {"version": self.version, "changes": self.changes, "backfill": self.backfill}
+
+
+class DefinitionsVerb:
+    """Plans and applies definitions; one apply at a time."""
+
+    def __init__(
+        self, environment: Environment, writer: Writer, state: CatalogState, paths: DataPaths
+    ) -> None:
+        self._environment = environment
+        self._writer = writer
+        self._state = state
+        self._paths = paths
+        self._lock = asyncio.Lock()
+
+    def plan(self, document: Mapping[str, Any]) -> ChangePlan:
+        """Return what `document` would change; raises DefinitionError for a wrong one."""
+        parse_document(document)
+        current = self._state.catalog
+        changes = _diff(current.document, document)
+        new = self._missing_views(document)
+        events = self._events_by_source({view.source for view in new.values()})
+        backfill = {name: events[v.source] for name, v in new.items() if events.get(v.source)}
+        return ChangePlan(current.version, changes, backfill)
+
+    async def apply(
+        self, document: Mapping[str, Any], *, expected_version: int | None = None
+    ) -> ChangePlan:
+        """Make `document` what runs, all of it or nothing; returns what changed.
+
+        `expected_version`: the version that the caller planned against; another one raises
+        ConflictError(code="definitions_changed").  Compiles in a child process; serving goes on.
+        """
+        async with self._lock:
+            current = self._state.catalog
+            if expected_version not in (None, current.version):
+                raise ConflictError(
+                    f"the definitions are at version {current.version}, not {expected_version}",
+                    code="definitions_changed",
+                    hint="Plan again and look at the difference.",
+                )
+            plan = await asyncio.to_thread(self.plan, document)
+            if plan.empty:
+                return plan
+            catalog = await asyncio.to_thread(
+                self._state.build,
+                document,
+                version=current.version + 1,
+                view_ids=current.view_ids,
+                next_view_id=current.next_view_id,
+            )
+            await self._backfill(catalog, list(plan.backfill))
+            return ChangePlan(catalog.version, plan.changes, plan.backfill)
+
+    def _missing_views(self, document: Mapping[str, Any]) -> dict[str, Any]:
+        known = self._state.catalog.view_ids
+        views = parse_document(document).views
+        return {name: view for name, view in views.items() if view_key(view) not in known}
+
+    def _events_by_source(self, sources: set[str]) -> dict[str, int]:
+        with self._environment.snapshot() as snapshot:
+            return {source: _count_events(snapshot, source) for source in sources}
+
+    async def _backfill(self, catalog: Catalog, names: Sequence[str]) -> None:
+        """Build the views `names` from the log, then swap."""
+        plans = [catalog.views[name] for name in names]
+        with self._environment.snapshot() as snapshot:
+            through = snapshot.sequence
+        for source in sorted({plan.view.source for plan in plans}):
+            views = [plan for plan in plans if plan.view.source == source]
+            await self._replay(catalog, source, views, through)
+        previous = self._state.catalog
+
+        def swap(txn: WriteTransaction) -> None:
+            for view in plans:
+                for block in _log_tail(txn, catalog, view.view.source, through):
+                    _apply(txn, [view], block)
+            _append_definitions(txn, catalog)
+            self._state.store(txn, catalog)
+            self._state.catalog = catalog
+
+        try:
+            await self._writer.write(swap)
+        except BaseException:
+            self._state.catalog = previous
+            raise
+
+    async def _replay(
+        self, catalog: Catalog, source: str, views: Sequence[ViewPlan], through: int
+    ) -> None:
+        """Apply the history of `source` to `views`, block by block, read in a child process."""
+        request = offline_request(self._paths, catalog, through)
+        async with Child("events", {**request, "source": source, "rows": BLOCK_ROWS}) as child:
+            async for message in child.messages():
+                if message["kind"] == "block":
+                    await self._writer.write(partial(_apply, views=views, block=_block(message)))
+
+
+def _block(message: Mapping[str, Any]) -> "EventBlock":
+    stamps = (np.frombuffer(stamp, np.int64) for stamp in message["stamps"])
+    return EventBlock(decode_columns(message["columns"]), Stamps(*stamps))
+
+
+def _count_events(snapshot: Snapshot, source: str) -> int:
+    compacted = sum(
+        segment.rows
+        for manifest in load_manifests(snapshot)
+        for segment in manifest.segments
+        if segment.source == source and segment.kind is RecordKind.EVENTS
+    )
+    tail = read_records(
+        snapshot, compacted_through(snapshot) + 1, kinds=frozenset({RecordKind.EVENTS})
+    )
+    return compacted + sum(record.count for record in tail if record.source == source)
+
+
+def _apply(txn: WriteTransaction, views: Sequence[ViewPlan], block: EventBlock) -> None:
+    apply_batch(txn, views, block.columns, block.stamps, txn.newest_known_us)
+
+
+def _log_tail(
+    txn: WriteTransaction, catalog: Catalog, source: str, after: int
+) -> Iterator[EventBlock]:
+    """Yield what the log holds after sequence `after`, in the columns of the new schema."""
+    schema = catalog.definitions.sources[source].schema
+    for record in read_records(txn, after + 1, kinds=frozenset({RecordKind.EVENTS})):
+        if record.source == source:
+            stamps = Stamps(record.event_us, record.known_us, record.sequences())
+            yield EventBlock(conform(record.columns(), schema, record.count), stamps)
+
+
+def conform(columns: Columns, schema: Mapping[str, DType], n: int) -> Columns:
+    """Return `columns` in the form of `schema`: those not there are null, others are dropped."""
+    return {name: columns.get(name) or empty_column(dtype, n) for name, dtype in schema.items()}
+
+
+def _append_definitions(txn: WriteTransaction, catalog: Catalog) -> None:
+    text = canonical_json(catalog.document).decode()
+    append(
+        txn,
+        kind=RecordKind.DEFINITIONS,
+        source=DEFINITIONS_SOURCE,
+        columns={"document": column_of(DType.STRING, [text])},
+        event_us=np.array([txn.known_us], np.int64),
+    )
+
+
+def _diff(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, dict[str, list[str]]]:
+    """Return per kind what is added, changed and removed; kinds without a difference are not in."""
+    changes = {}
+    for kind in KINDS:
+        before, after = old.get(kind, {}), new.get(kind, {})
+        difference = {
+            "added": sorted(after.keys() - before.keys()),
+            "changed": sorted(n for n in after.keys() & before.keys() if after[n] != before[n]),
+            "removed": sorted(before.keys() - after.keys()),
+        }
+        if any(difference.values()):
+            changes[kind] = difference
+    return changes

@@ -1,0 +1,321 @@
+"""Verb predict: assign, read, vectorize, score, answer; then log, count and shadow.
+
+One request: one snapshot of features for all rows, one run per arm.  What follows the answer
+(prediction log, live counts, shadows, exposures) never fails or delays it.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mlpd.core.columns import Columns, height
+from mlpd.core.errors import InternalError, TooLargeError, ValidationError
+from mlpd.core.names import TimeUs
+from mlpd.core.vector import Vectorizer
+from mlpd.daemon.experiments import Experiments
+from mlpd.daemon.predictions import Prediction, PredictionIds, PredictionLog
+from mlpd.daemon.read import Read, ReadResult, given_columns
+from mlpd.daemon.routes import LiveRoute, Routes, Served
+from mlpd.experiments.assignment import Assignment
+from mlpd.serving.batcher import Batcher
+from mlpd.serving.sessions import Scores
+from mlpd.serving.shadow import ShadowJob, ShadowRunner
+
+INCLUDES = ("vector", "features", "statuses", "ages")
+"""What an answer may carry besides scores."""
+
+LABEL_THRESHOLD = 0.5
+_FEW_ROWS = 8
+"""Up to here vectors are quicker built from values than from columns (35 against 130 us a row)."""
+
+Floats = NDArray[np.float64]
+Tap = Callable[[Served, str, str, Floats, Floats, ReadResult, NDArray[np.int64]], None]
+"""Called with (served, route, arm, vectors, scores, read, rows) for every run."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Draw:
+    """How a row got its arm."""
+
+    arm: str
+    propensity: float
+    unit: str | None
+    experiment: str | None
+    phase: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """Rows of a request that one arm serves."""
+
+    arm: str
+    served: Served
+    rows: NDArray[np.int64]
+    vectors: Floats
+    scores: Scores
+
+
+class Predict:
+    """Serves routes; one instance per daemon, on the loop."""
+
+    def __init__(
+        self,
+        routes: Routes,
+        read: Read,
+        batcher: Batcher,
+        experiments: Experiments,
+        log: PredictionLog,
+        shadows: ShadowRunner,
+        tap: Tap,
+        rows_max: int,
+    ) -> None:
+        self._routes = routes
+        self._read = read
+        self._batcher = batcher
+        self._experiments = experiments
+        self._log = log
+        self._shadows = shadows
+        self._tap = tap
+        self._rows_max = rows_max
+        self._ids = PredictionIds()
+
+    async def predict(
+        self,
+        route: str,
+        rows: Sequence[Mapping[str, Any]],
+        *,
+        at_us: TimeUs | None = None,
+        min_sequence: int = 0,
+        deadline_s: float | None = None,
+        include: Sequence[str] = (),
+        arm: str | None = None,
+    ) -> dict[str, Any]:
+        """Return the answer for rows of entity keys and request fields.
+
+        `arm` forces one (testers): such rows take no part in the experiment.  `deadline_s`: on
+        `time.monotonic()`.  Raises NotFoundError, ValidationError, DeadlineExceededError,
+        OverloadedError; an arm that fails answers with the route's fallback if it has one.
+        """
+        live = self._routes.live(route)
+        self._check(rows, include)
+        if not rows:
+            return _answer(live, [], 0, 0)
+        read = self._read.read(
+            live.closure,
+            given_columns(live.closure, rows),
+            at_us=at_us,
+            min_sequence=min_sequence,
+        )
+        draws = [self._draw(live, row, arm) for row in rows]
+        groups = _group(draws)
+        try:
+            runs = [
+                await self._run(live, name, index, read, deadline_s)
+                for name, index in groups.items()
+            ]
+        except InternalError as error:
+            if live.spec.fallback is None:
+                raise
+            return _fallback(live, len(rows), read, error)
+        predictions = self._record(live, rows, draws, runs, read)
+        return _answer(
+            live,
+            _rows_of(predictions, read, include),
+            read.t_us,
+            read.sequence,
+        )
+
+    def _check(self, rows: Sequence[Mapping[str, Any]], include: Sequence[str]) -> None:
+        if len(rows) > self._rows_max:
+            raise TooLargeError(
+                f"{len(rows)} rows in one request; the limit is {self._rows_max}",
+                code="too_many_rows",
+                hint="Send them in parts.",
+            )
+        for name in include:
+            if name not in INCLUDES:
+                raise ValidationError(
+                    f"include {name!r} is unknown",
+                    code="unknown_include",
+                    hint=f"Known: {', '.join(INCLUDES)}.",
+                )
+
+    def _draw(self, live: LiveRoute, row: Mapping[str, Any], forced: str | None) -> _Draw:
+        spec = live.spec
+        if forced is not None:
+            return _Draw(spec.arm(forced).name, 1.0, None, None, 0)
+        if spec.experiment is not None:
+            assignment, unit, phase = self._experiments.assign(spec.experiment, row)
+            return _experiment_draw(live, assignment, unit, phase)
+        if len(spec.arms) == 1:
+            return _Draw(spec.arms[0].name, 1.0, None, None, 0)
+        unit = json.dumps([row[name] for name in live.closure.key_columns], default=str)
+        name = live.draw.choose(unit)
+        return _Draw(name, live.draw.propensities[name], unit, None, 0)
+
+    async def _run(
+        self,
+        live: LiveRoute,
+        arm: str,
+        rows: NDArray[np.int64],
+        read: ReadResult,
+        deadline_s: float | None,
+    ) -> _Group:
+        served = live.arms[arm]
+        columns = _take(read.frame.columns, rows)
+        vectors = vectorize(served.version.vectorizer, columns)
+        scores = await self._batcher.predict(served.session, vectors, deadline_s=deadline_s)
+        for shadow in live.shadows:
+            self._shadow(live, served, shadow, columns, vectors, scores)
+        return _Group(arm, served, rows, vectors, scores)
+
+    def _shadow(
+        self,
+        live: LiveRoute,
+        served: Served,
+        shadow: Served,
+        columns: Columns,
+        vectors: Floats,
+        scores: Scores,
+    ) -> None:
+        """Queue the same features for a shadow, encoded with its own categories."""
+        if shadow.version.vectorizer != served.version.vectorizer:
+            vectors = vectorize(shadow.version.vectorizer, columns)
+        job = ShadowJob(
+            live.spec.name, served.version.reference, shadow.session, vectors, scores.score
+        )
+        self._shadows.submit(job)
+
+    def _record(
+        self,
+        live: LiveRoute,
+        rows: Sequence[Mapping[str, Any]],
+        draws: Sequence[_Draw],
+        groups: Sequence[_Group],
+        read: ReadResult,
+    ) -> list[Prediction]:
+        found: list[Prediction | None] = [None] * len(rows)
+        for group in groups:
+            package = group.served.version.package
+            for place, i in enumerate(group.rows.tolist()):
+                draw = draws[i]
+                found[i] = Prediction(
+                    prediction_id=self._ids.make(read.t_us, draw.unit),
+                    t_us=read.t_us,
+                    sequence=read.sequence,
+                    route=live.spec.name,
+                    arm=draw.arm,
+                    model=package.name,
+                    version=package.version,
+                    score=float(group.scores.score[place, 0]),
+                    vector=group.vectors[place],
+                    given=rows[i],
+                    unit=draw.unit,
+                    propensity=draw.propensity,
+                    experiment=draw.experiment,
+                    phase=draw.phase,
+                )
+            self._tap(
+                *(group.served, live.spec.name, group.arm, group.vectors),
+                *(group.scores.score[:, 0], read, group.rows),
+            )
+        predictions = [p for p in found if p is not None]
+        for prediction in predictions:
+            self._log.append(prediction)
+        self._experiments.exposed(predictions)
+        return predictions
+
+
+def vectorize(vectorizer: Vectorizer, columns: Columns) -> Floats:
+    """Return float64 [n, F]; the same bits on both of its ways."""
+    n = height(columns)
+    if n > _FEW_ROWS:
+        return vectorizer.vectorize(columns)
+    lists = {name: columns[name].to_list() for name in vectorizer.names}
+    return vectorizer.vectorize_rows(
+        [{name: values[i] for name, values in lists.items()} for i in range(n)]
+    )
+
+
+def _experiment_draw(
+    live: LiveRoute, assignment: Assignment, unit: str | None, phase: int
+) -> _Draw:
+    arm = assignment.arm or live.spec.arms[0].name
+    experiment = live.spec.experiment if assignment.reason == "assigned" else None
+    return _Draw(arm, assignment.propensity, unit, experiment, phase)
+
+
+def _group(draws: Sequence[_Draw]) -> dict[str, NDArray[np.int64]]:
+    rows: dict[str, list[int]] = {}
+    for i, draw in enumerate(draws):
+        rows.setdefault(draw.arm, []).append(i)
+    return {arm: np.array(index, np.int64) for arm, index in rows.items()}
+
+
+def _take(columns: Columns, rows: NDArray[np.int64]) -> Columns:
+    if len(rows) == height(columns):
+        return columns
+    return {name: column.take(rows) for name, column in columns.items()}
+
+
+def _rows_of(
+    predictions: Sequence[Prediction], read: ReadResult, include: Sequence[str]
+) -> list[dict[str, Any]]:
+    answers = [
+        {
+            "prediction_id": p.prediction_id,
+            "score": p.score,
+            "label": int(p.score >= LABEL_THRESHOLD),
+            "arm": p.arm,
+            "model": p.model,
+            "version": p.version,
+        }
+        for p in predictions
+    ]
+    if include:
+        _include(answers, predictions, read, include)
+    return answers
+
+
+def _include(
+    answers: Sequence[dict[str, Any]],
+    predictions: Sequence[Prediction],
+    read: ReadResult,
+    include: Sequence[str],
+) -> None:
+    frame = read.frame
+    lists = {name: column.to_list() for name, column in frame.columns.items()}
+    for i, answer in enumerate(answers):
+        if "vector" in include:
+            answer["vector"] = predictions[i].vector.tolist()
+        if "features" in include:
+            answer["features"] = {name: values[i] for name, values in lists.items()}
+        if "statuses" in include:
+            answer["statuses"] = {name: int(s[i]) for name, s in frame.statuses.items()}
+        if "ages" in include:
+            answer["ages_s"] = {
+                view: None if times[i] == 0 else (read.t_us - int(times[i])) / 1e6
+                for view, times in frame.event_us.items()
+            }
+
+
+def _answer(
+    live: LiveRoute, rows: list[dict[str, Any]], t_us: int, sequence: int
+) -> dict[str, Any]:
+    return {
+        "route": live.spec.name,
+        "route_version": live.spec.version,
+        "predictions": rows,
+        "t_us": t_us,
+        "sequence": sequence,
+    }
+
+
+def _fallback(live: LiveRoute, n: int, read: ReadResult, error: InternalError) -> dict[str, Any]:
+    """Answer with the route's default score; such rows are not logged, they have no vector."""
+    row = {"prediction_id": None, "score": live.spec.fallback, "fallback": error.message}
+    return _answer(live, [dict(row) for _ in range(n)], read.t_us, read.sequence)

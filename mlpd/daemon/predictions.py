@@ -1,0 +1,189 @@
+"""The prediction log: every served row with its vector, kept for labels, experiments and audits.
+
+A prediction's id is 32 hex digits: `u64be t_us || u16be slot || 6 unique bytes`; its key in the
+PREDICTIONS table is `slot || t_us || unique`, so that the id alone leads to the row and its shard.
+"""
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import msgpack
+import numpy as np
+from numpy.typing import NDArray
+
+from mlpd.core.errors import ValidationError
+from mlpd.core.hashing import SLOTS, slot_of
+from mlpd.storage.environment import Environment
+from mlpd.storage.tables import Table
+from mlpd.storage.transactions import WriteTransaction
+from mlpd.storage.writer import Writer
+
+_FORMAT = 1
+_ID_BYTES = 16
+_SCAN_ROWS = 2_000
+"""Rows per snapshot of a scan: a few milliseconds, so that no snapshot grows old."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """One served row.
+
+    `t_us` and `sequence`: the moment and the last event that its features saw.  `vector`: float64
+    [F], as the model got it.  `given`: key columns and request fields by name.  `arm`, `unit`,
+    `propensity`: how it was assigned; `phase`: of the experiment, 0 without one.
+    """
+
+    prediction_id: str
+    t_us: int
+    sequence: int
+    route: str
+    arm: str
+    model: str
+    version: int
+    score: float
+    vector: NDArray[np.float64]
+    given: Mapping[str, Any]
+    unit: str | None = None
+    propensity: float = 1.0
+    experiment: str | None = None
+    phase: int = 0
+
+    def encode(self) -> bytes:
+        """Return the row's value; about 4 us."""
+        packed: bytes = msgpack.packb(
+            (
+                *(_FORMAT, self.sequence, self.route, self.arm, self.model, self.version),
+                *(self.score, self.vector.tobytes(), dict(self.given), self.unit),
+                *(self.propensity, self.experiment, self.phase),
+            )
+        )
+        return packed
+
+
+def decode_prediction(key: bytes, value: bytes) -> Prediction:
+    """Return the prediction stored under `key`."""
+    _, sequence, route, arm, model, version, score, vector, given, *rest = msgpack.unpackb(value)
+    unit, propensity, experiment, phase = rest
+    return Prediction(
+        prediction_id=(key[2:10] + key[:2] + key[10:]).hex(),
+        t_us=int.from_bytes(key[2:10], "big"),
+        sequence=sequence,
+        route=route,
+        arm=arm,
+        model=model,
+        version=version,
+        score=score,
+        vector=np.frombuffer(vector, np.float64),
+        given=given,
+        unit=unit,
+        propensity=propensity,
+        experiment=experiment,
+        phase=phase,
+    )
+
+
+def prediction_key(prediction_id: object) -> bytes:
+    """Return the table key of an id, else raise ValidationError(code="invalid_prediction_id")."""
+    try:
+        raw = bytes.fromhex(prediction_id) if isinstance(prediction_id, str) else b""
+    except ValueError:
+        raw = b""
+    if len(raw) != _ID_BYTES or int.from_bytes(raw[8:10], "big") >= SLOTS:
+        raise ValidationError(
+            f"{prediction_id!r} is no prediction id",
+            code="invalid_prediction_id",
+            hint="Send the prediction_id of a predict answer: 32 hex digits.",
+        )
+    return raw[8:10] + raw[:8] + raw[10:]
+
+
+class PredictionIds:
+    """Makes ids, unique across restarts: a random start of 48 bits, then counting."""
+
+    def __init__(self) -> None:
+        self._next = int.from_bytes(os.urandom(6), "big")
+
+    def make(self, t_us: int, unit: str | None) -> str:
+        """Return a new id in the slot of `unit` (any slot when there is none)."""
+        self._next = (self._next + 1) & 0xFFFF_FFFF_FFFF
+        unique = self._next.to_bytes(6, "big")
+        slot = slot_of(unique if unit is None else unit.encode())
+        return (t_us.to_bytes(8, "big") + slot.to_bytes(2, "big") + unique).hex()
+
+
+class PredictionLog:
+    """Buffers served rows and hands them to the writer; never blocks a request.
+
+    Rows wait in memory until `flush` (every 50 ms, or when enough wait); a crash loses those, a
+    full buffer drops new ones and counts them.  All methods belong to the loop.
+    """
+
+    def __init__(self, writer: Writer, rows_max: int) -> None:
+        self._writer = writer
+        self._rows_max = rows_max
+        self._waiting: list[Prediction] = []
+        self.logged = 0
+        self.dropped = 0
+
+    def append(self, prediction: Prediction) -> bool:
+        """Keep a served row for the next flush; False when it was dropped."""
+        if len(self._waiting) >= self._rows_max:
+            self.dropped += 1
+            return False
+        self._waiting.append(prediction)
+        self.logged += 1
+        return True
+
+    def flush(self) -> None:
+        """Hand the waiting rows to the writer; they are stored before anything written later."""
+        waiting = self._waiting
+        if not waiting:
+            return
+
+        def write(txn: WriteTransaction) -> None:
+            for prediction in waiting:
+                key = prediction_key(prediction.prediction_id)
+                txn.put(Table.PREDICTIONS, key, prediction.encode())
+
+        if self._writer.post(write, size_bytes=256 * len(waiting)):
+            self._waiting = []
+
+
+def scan_predictions(environment: Environment) -> Iterator[tuple[Prediction, "Label | None"]]:
+    """Yield every logged prediction with its label, in key order, through short snapshots."""
+    start = b""
+    while True:
+        with environment.snapshot() as snapshot:
+            rows = [
+                row
+                for row, _ in zip(
+                    snapshot.scan(Table.PREDICTIONS, start), range(_SCAN_ROWS), strict=False
+                )
+            ]
+            labels = snapshot.get_many(Table.LABELS, [key for key, _ in rows])
+        for (key, value), label in zip(rows, labels, strict=True):
+            yield decode_prediction(key, value), None if label is None else Label.decode(label)
+        if len(rows) < _SCAN_ROWS:
+            return
+        start = rows[-1][0] + b"\x00"
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """What became of a prediction: the newest label and how often it was revised."""
+
+    label: float
+    time_us: int
+    revisions: int = 0
+
+    def encode(self) -> bytes:
+        """Return the row's value."""
+        packed: bytes = msgpack.packb((self.label, self.time_us, self.revisions))
+        return packed
+
+    @classmethod
+    def decode(cls, value: bytes) -> "Label":
+        """Return the label that `encode` wrote."""
+        return cls(*msgpack.unpackb(value))

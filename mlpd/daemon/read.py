@@ -1,0 +1,183 @@
+"""Verb read: features of entities, from one snapshot, as of one moment."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from mlpd.core.closure import build_closure
+from mlpd.core.columns import Column, DType
+from mlpd.core.convert import column_of
+from mlpd.core.errors import (
+    ConflictError,
+    NotFoundError,
+    TooLargeError,
+    UnavailableError,
+    ValidationError,
+)
+from mlpd.core.names import TimeUs
+from mlpd.core.specs import Closure, ServiceSpec
+from mlpd.core.time import format_time
+from mlpd.daemon.state import CatalogState
+from mlpd.features.assemble import FeatureFrame
+from mlpd.features.catalog import Catalog
+from mlpd.features.online import read_online
+from mlpd.features.status import Status
+from mlpd.storage.environment import Environment
+from mlpd.storage.tables import Table
+from mlpd.storage.transactions import Snapshot
+
+OnStale = Literal["null", "value", "error"]
+READ_ROWS_MAX = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class ReadResult:
+    """Features as served: the frame, the moment `t_us` and the last `sequence` that it saw."""
+
+    frame: FeatureFrame
+    t_us: TimeUs
+    sequence: int
+
+
+class Read:
+    """Reads features; one instance per daemon."""
+
+    def __init__(self, environment: Environment, state: CatalogState) -> None:
+        self._environment = environment
+        self._state = state
+
+    def read(
+        self,
+        closure: Closure,
+        given: Mapping[str, Column],
+        *,
+        at_us: TimeUs | None = None,
+        min_sequence: int = 0,
+    ) -> ReadResult:
+        """Return the features of `closure` for every row of `given`.
+
+        `at_us` moves the moment for replays: it must not lie before the newest known_time.
+        `min_sequence`: what the caller has seen acknowledged; a read that can't see it raises.
+        Runs on the loop: microseconds per view and entity.
+        """
+        catalog = self._state.catalog
+        with self._environment.read_at() as (snapshot, t_us):
+            if snapshot.sequence < min_sequence:
+                raise UnavailableError(
+                    f"sequence {min_sequence} isn't here yet; the newest is {snapshot.sequence}",
+                    code="sequence_not_reached",
+                    hint="Retry shortly, or leave min_sequence away.",
+                )
+            moment = t_us if at_us is None else _check_at(snapshot, at_us)
+            frame = _read(catalog, closure, given, snapshot, moment)
+            return ReadResult(frame, moment, snapshot.sequence)
+
+    def closure(self, service: str) -> Closure:
+        """Return the resolved feature service, else raise NotFoundError."""
+        catalog = self._state.catalog
+        catalog.definitions.service(service)
+        return catalog.closures[service]
+
+    def ad_hoc_closure(self, features: Sequence[str], request: Mapping[str, Any]) -> Closure:
+        """Return the closure of single features, for reads outside a service."""
+        fields = {name: DType.parse(t, f"request field {name!r}") for name, t in request.items()}
+        definitions = self._state.catalog.definitions
+        for feature in features:
+            view = feature.partition(".")[0]
+            if "." in feature and view not in (*definitions.views, "request"):
+                raise NotFoundError(f"unknown view {view!r}", code="unknown_view")
+        return build_closure(definitions, ServiceSpec("features", tuple(features), fields))
+
+
+def given_columns(closure: Closure, rows: Sequence[Mapping[str, Any]]) -> dict[str, Column]:
+    """Return key columns and request fields of request rows; null is allowed, absence is not.
+
+    Raises ValidationError(code="missing_entity_key" or "missing_request_field") naming row and
+    field, `unknown_field` for anything else, or `wrong_type`.
+    """
+    if len(rows) > READ_ROWS_MAX:
+        raise TooLargeError(
+            f"{len(rows)} rows in one request; the limit is {READ_ROWS_MAX}",
+            code="too_many_rows",
+            hint="Send them in parts.",
+        )
+    needed = {**closure.key_columns, **closure.service.request}
+    for index, row in enumerate(rows):
+        if not isinstance(row, Mapping):
+            raise ValidationError(f"row {index} is not an object", code="wrong_type")
+        if row.keys() != needed.keys():
+            raise _wrong_fields(closure, index, row)
+    return {
+        name: column_of(dtype, [row[name] for row in rows], f"field {name!r}")
+        for name, dtype in needed.items()
+    }
+
+
+def apply_on_stale(frame: FeatureFrame, on_stale: OnStale) -> None:
+    """Raise ConflictError(code="stale_feature") if `on_stale` is "error" and a value is stale."""
+    if on_stale != "error":
+        return
+    for name, status in frame.statuses.items():
+        if bool((status == Status.STALE).any()):
+            row = int(np.argmax(status == Status.STALE))
+            raise ConflictError(
+                f"feature {name!r} of row {row} is older than its ttl",
+                code="stale_feature",
+                hint='Send fresher events, or read with on_stale "null".',
+            )
+
+
+def _read(
+    catalog: Catalog,
+    closure: Closure,
+    given: Mapping[str, Column],
+    snapshot: Snapshot,
+    t_us: TimeUs,
+) -> FeatureFrame:
+    def get_many(keys: Sequence[bytes]) -> Sequence[bytes | None]:
+        return snapshot.get_many(Table.ONLINE, keys)
+
+    return read_online(catalog, closure, given, get_many, t_us)
+
+
+def _check_at(snapshot: Snapshot, at_us: TimeUs) -> TimeUs:
+    """A replay's moment must see all that is known: at or after the newest known_time.
+
+    It must also be later than the newest event, so that `event_time < t` holds for all of them.
+    """
+    known_us, event_us = snapshot.newest_known_us, snapshot.newest_event_us
+    if at_us >= known_us and at_us > event_us:
+        return at_us
+    newest = known_us if at_us < known_us else event_us
+    what = "known_time" if at_us < known_us else "event"
+    raise ConflictError(
+        f"at {format_time(at_us)} must not lie before the newest {what}, {format_time(newest)}",
+        code="at_in_the_past",
+        hint="Online reads serve the newest state; ask /v1/features/history for the past.",
+        details={"newest_us": newest},
+    )
+
+
+def _wrong_fields(closure: Closure, index: int, row: Mapping[str, Any]) -> ValidationError:
+    service = closure.service.name
+    for kind, needed in (
+        ("entity key", closure.key_columns),
+        ("request field", closure.service.request),
+    ):
+        for name, dtype in needed.items():
+            if name not in row:
+                return ValidationError(
+                    f"row {index} lacks the {kind} {name!r} ({dtype}) of service {service!r}",
+                    code=f"missing_{kind.replace(' ', '_')}",
+                    hint="Send it with every row; null is allowed and means unknown.",
+                    details={"index": index},
+                )
+    extra = sorted(row.keys() - closure.key_columns.keys() - closure.service.request.keys())
+    return ValidationError(
+        f"row {index} has unknown fields {extra} for service {service!r}",
+        code="unknown_field",
+        hint=f"It takes {', '.join([*closure.key_columns, *closure.service.request])}.",
+        details={"index": index},
+    )
