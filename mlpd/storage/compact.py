@@ -23,7 +23,14 @@ from mlpd.core.time import DAY_US, system_clock
 from mlpd.storage.environment import Environment
 from mlpd.storage.files import DataDirectory, atomic_write, fsync_dir, fsync_file, make_dirs
 from mlpd.storage.frames import records_frame, schema_of
-from mlpd.storage.log import LogRecord, RecordKind, compacted_through, read_records
+from mlpd.storage.log import (
+    LogRecord,
+    RecordKind,
+    compacted_through,
+    copy_records,
+    decode_record,
+    record_rows,
+)
 from mlpd.storage.segments import (
     EVENT_TIME,
     FEEDBACK,
@@ -109,17 +116,17 @@ def _read_oldest(
     environment: Environment, through: int, rows_max: int
 ) -> tuple[int, list[LogRecord]]:
     """Copy the records out in one short snapshot."""
-    records: list[LogRecord] = []
+    copies: list[tuple[int, bytes]] = []
     rows = size_bytes = 0
     with environment.snapshot() as snapshot:
         first = compacted_through(snapshot) + 1
-        for record in read_records(snapshot, first, through):
-            rows += record.count
-            size_bytes += len(record.body) + 16 * record.count
-            if records and (rows > rows_max or size_bytes > BYTES_MAX):
+        for start, value in copy_records(snapshot, first, through):
+            rows += record_rows(value)
+            size_bytes += len(value)
+            if copies and (rows > rows_max or size_bytes > BYTES_MAX):
                 break
-            records.append(record)
-    return first, records
+            copies.append((start, value))
+    return first, [decode_record(value, start) for start, value in copies]
 
 
 def _groups(

@@ -167,8 +167,10 @@ class Environment:
         """Return a context manager that yields (snapshot, t_us) under the time protocol.
 
         The rows in the snapshot are exactly those with known_time <= t_us, now and for ever
-        (see `mlpd.storage.timekeeper`).  About 2 us.
+        (see `mlpd.storage.timekeeper`).  Only in the process that writes.  About 5 us.
         """
+        if self.readonly:
+            raise InternalError("a read-only environment has no part in the time protocol")
         return ReadAt(self)
 
     def begin_write(self, known_us: TimeUs) -> WriteTransaction:

@@ -8,7 +8,7 @@ from mlpd.core.columns import DType
 from mlpd.core.errors import ValidationError
 from mlpd.storage.environment import Environment
 from mlpd.storage.frames import polars_type, records_frame, schema_of
-from mlpd.storage.log import LogRecord, RecordKind, compacted_through, read_records
+from mlpd.storage.log import LogRecord, RecordKind, compacted_through, copy_records, decode_record
 from mlpd.storage.segments import EVENT_TIME, KNOWN_TIME, SEQUENCE, Segment, load_manifests
 from mlpd.storage.transactions import Snapshot
 
@@ -39,7 +39,9 @@ def scan_events(
     with environment.snapshot() as snapshot:
         last = snapshot.sequence if through_sequence is None else through_sequence
         segments = _find_segments(snapshot, source, kind, last)
-        tail = _find_tail(snapshot, source, kind, last)
+        copies = _copy_tail(snapshot, kind, last)
+    records = (decode_record(value, start) for start, value in copies)
+    tail = [record for record in records if record.source == source]
     schema = _merge_schemas(source, columns, segments, tail)
     frames = [*_scan_segments(segments_directory, segments), *_frame_tail(tail)]
     return _unite(frames, schema, last)
@@ -54,10 +56,9 @@ def _find_segments(snapshot: Snapshot, source: str, kind: RecordKind, last: int)
     ]
 
 
-def _find_tail(snapshot: Snapshot, source: str, kind: RecordKind, last: int) -> list[LogRecord]:
+def _copy_tail(snapshot: Snapshot, kind: RecordKind, last: int) -> list[tuple[int, bytes]]:
     first = compacted_through(snapshot) + 1
-    records = read_records(snapshot, first, last, kinds=frozenset((kind,)))
-    return [record for record in records if record.source == source]
+    return list(copy_records(snapshot, first, last, kinds=frozenset((kind,))))
 
 
 def _merge_schemas(

@@ -172,6 +172,16 @@ class WriteTransaction(_Reader):
         """Newest sequence in the log, those taken in this group included."""
         return Sequence(self._sequence)
 
+    @property
+    def newest_known_us(self) -> TimeUs:
+        """Newest known_time of any event, those of this group included."""
+        return TimeUs(self._newest_known_us)
+
+    @property
+    def newest_event_us(self) -> TimeUs:
+        """Newest event_time of any event, those of this group included."""
+        return TimeUs(self._newest_event_us)
+
     def put(self, table: Table, key: bytes, value: bytes, *, append: bool = False) -> None:
         """Set `key` (1 to 511 bytes) to `value`, replacing what was there.
 
@@ -230,8 +240,8 @@ class WriteTransaction(_Reader):
         head = Head(
             self.sequence,
             self.known_us,
-            TimeUs(self._newest_known_us),
-            TimeUs(self._newest_event_us),
+            self.newest_known_us,
+            self.newest_event_us,
         )
         self.put(_META, HEAD_KEY, head.encode())
         self._txn.commit()

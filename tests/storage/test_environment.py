@@ -1,6 +1,7 @@
 """The environment: snapshots, scans, restarts, forks, a failing disk."""
 
 import os
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -242,3 +243,28 @@ def test_writer_agrees_with_a_dict(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     machine = WriterMachine.TestCase
     machine.settings = settings(max_examples=15, stateful_step_count=20, deadline=None)
     machine().runTest()
+
+
+def test_readonly_environment_hands_out_no_read_times(tmp_path: Path, clock: Any) -> None:
+    Environment.open(tmp_path, clock=clock).close()
+    with (
+        Environment.open(tmp_path, clock=clock, readonly=True) as environment,
+        pytest.raises(InternalError),
+    ):
+        environment.read_at()
+
+
+def test_file_does_not_grow_under_steady_churn(environment: Environment, writer: Writer) -> None:
+    rng = random.Random(3)
+
+    def churn(txn: WriteTransaction) -> None:
+        for _ in range(100):
+            key, value = b"%08d" % rng.randrange(5_000), rng.randbytes(rng.randrange(50, 500))
+            txn.put(Table.ROUTES, key, value)
+
+    used_bytes = []
+    for _ in range(2):
+        for _ in range(150):
+            writer.write_blocking(churn)
+        used_bytes.append(environment.usage().used_bytes)
+    assert used_bytes[1] < 1.15 * used_bytes[0]
