@@ -4,21 +4,31 @@ from mlpd.core.errors import ConflictError
 from mlpd.registry import rows
 from mlpd.registry.layout import Layout
 from mlpd.registry.manifest import build_index, parse_index
+from mlpd.registry.records import Event, EventKind
 from mlpd.storage.environment import Environment
 
 
-def export(env: Environment, layout: Layout) -> None:
+def export(env: Environment, layout: Layout, *, changes_only: bool = False) -> None:
     """Bring journal and index.json up to LMDB, durably; blocking, from any thread.
 
-    The snapshot is taken under the layout's lock, so that a later export never writes an older
-    state over a newer one.  Raises ConflictError(code="registry_behind_journal").
+    About 25 us per version of the registry; with `changes_only` index.json isn't looked at when
+    no version changed since the last export.  The snapshot is taken under the layout's lock, so
+    that a later export never writes an older state over a newer one.  Raises
+    ConflictError(code="registry_behind_journal").
     """
     with layout.lock():
         with env.snapshot() as snapshot:
             events = [*rows.events(snapshot, after=layout.journal.sequence)]
-            index = build_index(rows.all_versions(snapshot))
+            tags_changed = not changes_only or any(map(_changes_tags, events))
+            index = build_index(rows.all_versions(snapshot)) if tags_changed else None
+        # The journal comes last: while it lags, the index is known to lag too.
+        if index is not None:
+            layout.write_index(index)
         layout.journal.follow(events)
-        layout.write_index(index)
+
+
+def _changes_tags(event: bytes) -> bool:
+    return Event.decode(event).kind in (EventKind.REGISTERED, EventKind.STATE)
 
 
 def require_records(env: Environment, layout: Layout) -> None:

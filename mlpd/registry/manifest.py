@@ -116,7 +116,7 @@ def media_type_of(filename: str) -> str:
     if filename in WEIGHT_FILES:
         return WEIGHT_TYPE
     role, _, suffix = filename.partition(".")
-    if role in ROLES and suffix in FORMATS:
+    if role in ROLES and suffix in FORMATS and (role != "lineage" or filename == LINEAGE_FILE):
         return f"application/vnd.mlpd.{role}.v1+{suffix}"
     raise ValidationError(
         f"a model version has no file {filename!r}",

@@ -70,7 +70,17 @@ def test_the_config_holds_only_keys_of_the_modelpack_schema(revision: str | None
 
 @pytest.mark.parametrize(
     "filename",
-    ["", "model", "model.pkl", "../model.onnx", "notes.json", "lineage", "report.exe", "a/b.json"],
+    [
+        "",
+        "model",
+        "model.pkl",
+        "../model.onnx",
+        "notes.json",
+        "lineage",
+        "lineage.msgpack",
+        "report.exe",
+        "a/b.json",
+    ],
 )
 def test_files_outside_the_list_are_refused(filename: str) -> None:
     with pytest.raises(ValidationError) as caught:

@@ -384,3 +384,18 @@ async def test_alias_history_rollback_and_protection(
     assert registry.history("clf", limit=1) == history[:1]
     with pytest.raises(ValidationError):
         await registry.move_alias("clf", "v7", 1, BY, expected=None)
+
+
+async def test_tags_that_lagged_are_caught_up_by_the_next_change_of_any_kind(
+    registry: Registry, env: Environment, root: Path, files: Files, lineage: dict[str, Any]
+) -> None:
+    in_the_way = root / ".index.json.tmp"
+    in_the_way.mkdir()
+    await registry.register("clf", files, lineage, BY)
+    assert registry.export_error
+    assert tags(root) == {}
+    in_the_way.rmdir()
+    await registry.move_alias("clf", "champion", 1, BY, expected=None)
+    assert registry.export_error is None
+    assert tags(root).keys() == {"clf-v1"}
+    assert check(env, root).ok
