@@ -93,7 +93,7 @@ def _decode_segment(fields: dict[str, Any]) -> Segment:
 
 
 def load_manifests(snapshot: Snapshot | WriteTransaction) -> list[Manifest]:
-    """Return all manifests in sequence order; about 5 us per segment."""
+    """Return all manifests in sequence order; about 30 us per segment."""
     return [decode_manifest(value) for _, value in snapshot.scan(Table.SEGMENTS)]
 
 
