@@ -9,16 +9,8 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import Final, Literal
 
-from mlpd.monitoring.metrics import (
-    Collected,
-    Counter,
-    Descriptor,
-    Family,
-    Gauge,
-    Histogram,
-    LabelValues,
-    Registry,
-)
+from mlpd.monitoring.instruments import Counter, Descriptor, Gauge, Histogram
+from mlpd.monitoring.metrics import Collected, Family, LabelValues, Registry
 
 Format = Literal["text", "openmetrics"]
 

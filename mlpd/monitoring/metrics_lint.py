@@ -7,7 +7,8 @@ import re
 from collections.abc import Iterable
 from typing import Final
 
-from mlpd.monitoring.metrics import Descriptor, Registry
+from mlpd.monitoring.instruments import Descriptor
+from mlpd.monitoring.metrics import Registry
 
 MIRRORED_PREFIX: Final = "nv_"
 """Names that Triton's users have dashboards for; they keep Triton's own conventions."""

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlpd.monitoring.exposition import CONTENT_TYPE, choose_format, encode, format_number
-from mlpd.monitoring.metrics import Collected, Descriptor, Registry
+from mlpd.monitoring.instruments import Descriptor
+from mlpd.monitoring.metrics import Collected, Registry
 
 NASTY = 'back\\slash "quoted"\nnew line'
 

@@ -9,15 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlpd.core.errors import ConflictError, ValidationError
-from mlpd.monitoring.metrics import (
+from mlpd.monitoring.instruments import (
     LATENCY_BUCKETS_S,
     PENDING_OBSERVATIONS,
-    Collected,
     Descriptor,
     Histogram,
     Kind,
-    Registry,
 )
+from mlpd.monitoring.metrics import Collected, Registry
 from mlpd.monitoring.metrics_lint import lint, lint_descriptors
 
 
