@@ -6,8 +6,9 @@ import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 from mlpd.core.errors import UnavailableError
+from mlpd.serving.graphs import read_signature
 from mlpd.serving.package import ModelPackage
-from mlpd.serving.sessions import Session, read_signature
+from mlpd.serving.sessions import Session
 
 TINY_MODEL = (
     b'\x08\x08:3\n\x10\n\x01x\x12\x01y"\x08Identity\x12\x01gZ\r\n\x01x\x12\x08\n\x06\x08\x0b'

@@ -1,27 +1,26 @@
-"""Sessions: one loaded model each, on one CPU thread, giving the same bits every time.
-
-CPU provider, intra-op and inter-op threads 1, sequential: more threads would sum in another order
-and spin on idle cores.  No custom operators, no external data, ONNX format only.
-"""
+"""Sessions: one loaded model each, on one CPU thread, giving the same bits every time."""
 
 import threading
 import time
 from typing import Any, Final, NamedTuple
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
-from onnxruntime.capi import onnxruntime_pybind11_state as _errors
 
 from mlpd.core.errors import InternalError, MlpdError, ValidationError
-from mlpd.serving.datatypes import ONNX_DATATYPES
+from mlpd.serving.graphs import (
+    ORT_ERRORS,
+    build_inference,
+    first_line,
+    refuse_external_data,
+    tensor_spec,
+)
 from mlpd.serving.link import Link
 from mlpd.serving.package import (
     FEATURES,
     RAW_SCORE,
     SCORE,
     ModelPackage,
-    Signature,
     Tensors,
     TensorSpec,
     bit_equal,
@@ -30,15 +29,6 @@ from mlpd.serving.package import (
 from mlpd.serving.statistics import ModelStatistics, RunCost
 
 Floats = NDArray[np.float64]
-
-ORT_ERRORS: tuple[type[Exception], ...] = tuple(
-    error
-    for error in vars(_errors).values()
-    if isinstance(error, type) and issubclass(error, Exception)
-)
-"""All that onnxruntime raises; its classes share no base but Exception."""
-
-_SILENT = 4  # only fatal messages: every error is raised and reported by us
 
 
 class Scores(NamedTuple):
@@ -61,7 +51,7 @@ class Session:
         self.package: Final = package
         self.statistics: Final = ModelStatistics()
         self.cost: Final = RunCost()
-        self._inference: Final = _build_inference(package.onnx, package.reference)
+        self._inference: Final = build_inference(package.onnx, package.reference)
         _check_signature(package, self._inference)
         self._link = Link(package.link) if package.link is not None else None
         self._one_row = _OneRow(self._inference, package) if package.trained else None
@@ -109,7 +99,7 @@ class Session:
             return dict(zip(names, self._inference.run(names, dict(inputs)), strict=True))
         except ORT_ERRORS as error:
             raise ValidationError(
-                f"model {self.package.reference} refused its inputs: {_first_line(error)}",
+                f"model {self.package.reference} refused its inputs: {first_line(error)}",
                 code="inference_refused",
                 hint="Check shapes and values against the model's metadata.",
             ) from error
@@ -173,72 +163,6 @@ class _OneRow:
             self._lock.release()
 
 
-def read_signature(onnx: bytes, what: str = "the model") -> Signature:
-    """Return the inputs and outputs of an ONNX file as its graph names them.
-
-    Builds a session; for untrusted bytes do it in a child process with a memory limit.
-    Raises ValidationError as `Session` does, or code="unsupported_tensor" for a sequence or map.
-    """
-    refuse_external_data(onnx, what)
-    inference = _build_inference(onnx, what)
-    return Signature(
-        inputs=tuple(_tensor_spec(node, what) for node in inference.get_inputs()),
-        outputs=tuple(_tensor_spec(node, what) for node in inference.get_outputs()),
-    )
-
-
-def refuse_external_data(onnx: bytes, what: str) -> None:
-    """Raise ValidationError(code="external_data") if a tensor's data stands outside the file.
-
-    onnxruntime would read any path, and any memory address, that the file names.  A location is
-    text under the key "location", so a file without that word is clean: 0.1 ms per MB.
-    """
-    if b"location" not in onnx:
-        return
-    import onnx as onnx_format  # noqa: PLC0415 - 0.2 s, and hardly any file has the word
-    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # noqa: PLC0415
-
-    try:
-        model = onnx_format.ModelProto.FromString(onnx)
-    except DecodeError as error:
-        raise _invalid(what, error) from error
-    if _has_external_data(model):
-        raise ValidationError(
-            f"{what} keeps tensors in external files, which are never read",
-            code="external_data",
-            hint="Save it as one file: onnx.save(model, path, save_as_external_data=False).",
-        )
-
-
-def _has_external_data(message: Any) -> bool:
-    if message.DESCRIPTOR.name == "TensorProto" and message.external_data:
-        return True
-    return any(
-        _has_external_data(child)
-        for field, value in message.ListFields()
-        if field.message_type is not None
-        for child in ([value] if hasattr(value, "DESCRIPTOR") else value)
-    )
-
-
-def _build_inference(onnx: bytes, what: str) -> Any:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
-    options.use_deterministic_compute = True
-    options.log_severity_level = _SILENT
-    # Without the arena freed tensors go back to malloc, where malloc_trim finds them; it costs
-    # nothing that could be measured at 1, 64 or 256 rows.
-    options.enable_cpu_mem_arena = options.enable_mem_pattern = False
-    options.add_session_config_entry("session.load_model_format", "ONNX")
-    try:
-        inference = onnxruntime.InferenceSession(onnx, options, providers=["CPUExecutionProvider"])
-    except ORT_ERRORS as error:
-        raise _invalid(what, error) from error
-    inference.disable_fallback()
-    return inference
-
-
 def _check_signature(package: ModelPackage, inference: Any) -> None:
     declared = package.signature
     wanted_outputs = declared.outputs
@@ -248,7 +172,7 @@ def _check_signature(package: ModelPackage, inference: Any) -> None:
         ("inputs", declared.inputs, inference.get_inputs()),
         ("outputs", wanted_outputs, inference.get_outputs()),
     ):
-        found = tuple(_tensor_spec(node, package.reference) for node in nodes)
+        found = tuple(tensor_spec(node, package.reference) for node in nodes)
         if found != wanted:
             raise ValidationError(
                 f"the {side} of model {package.reference} are "
@@ -257,17 +181,6 @@ def _check_signature(package: ModelPackage, inference: Any) -> None:
                 code="signature_mismatch",
                 hint="Register the model again with the signature of its graph.",
             )
-
-
-def _tensor_spec(node: Any, what: str) -> TensorSpec:
-    if node.type not in ONNX_DATATYPES:
-        raise ValidationError(
-            f"tensor {node.name!r} of {what} is a {node.type}, which can't be served",
-            code="unsupported_tensor",
-            hint="Export plain tensors (for scikit-learn: zipmap=False).",
-        )
-    shape = tuple(size if isinstance(size, int) else -1 for size in node.shape)
-    return TensorSpec(node.name, ONNX_DATATYPES[node.type], shape)
 
 
 def _agrees(got: NDArray[Any], expected: NDArray[Any], rtol: float) -> bool:
@@ -297,19 +210,7 @@ def _mismatch(
     )
 
 
-def _invalid(what: str, error: Exception) -> MlpdError:
-    return ValidationError(
-        f"{what} is no ONNX model that can be served: {_first_line(error)}",
-        code="invalid_model",
-        hint="Custom operators and other formats are refused; check the file with onnx.checker.",
-    )
-
-
 def _failed(reference: str, error: Exception) -> MlpdError:
     return InternalError(
-        f"model {reference} failed to run: {_first_line(error)}", code="inference_failed"
+        f"model {reference} failed to run: {first_line(error)}", code="inference_failed"
     )
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0][:300]

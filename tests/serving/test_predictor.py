@@ -18,11 +18,12 @@ from mlpd.core.errors import (
     ValidationError,
 )
 from mlpd.serving.batcher import Batcher
+from mlpd.serving.graphs import read_signature
 from mlpd.serving.package import ModelPackage
 from mlpd.serving.pool import SessionPool
 from mlpd.serving.predictor import ServedModel
 from mlpd.serving.routes import ModelRef, RouteSpec
-from mlpd.serving.sessions import Session, read_signature
+from mlpd.serving.sessions import Session
 from mlpd.serving.table import ModelTable
 
 MakePackage = Callable[..., ModelPackage]

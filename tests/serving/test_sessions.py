@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from mlpd.core.errors import MlpdError, ValidationError
+from mlpd.serving.graphs import read_signature
 from mlpd.serving.package import GoldenRows, ModelPackage, Signature, TensorSpec
-from mlpd.serving.sessions import Session, read_signature
+from mlpd.serving.sessions import Session
 
 MakePackage = Callable[..., ModelPackage]
 Rows = Callable[..., NDArray[np.float64]]
