@@ -119,7 +119,7 @@ class PerformanceTable:
         The AUC of the union is exact while each cohort's is, not a mean of days.
         """
         cohorts = [self._cohorts[key] for key in keys if key in self._cohorts]
-        performance = merge_scores(cohort.scores for cohort in cohorts).performance()
+        performance = merge_scores([cohort.scores for cohort in cohorts]).performance()
         predictions = sum(cohort.predictions for cohort in cohorts)
         unscored = sum(cohort.unscored for cohort in cohorts)
         labelled = performance.rows + unscored

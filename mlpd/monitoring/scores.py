@@ -12,7 +12,7 @@ positive and a negative that share a bin.
 import math
 import struct
 import sys
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -97,7 +97,7 @@ class LabelledScores:
 
         None means no label: (None, 1) adds, (0, 1) revises, (1, None) takes back; `old_label` must
         be what was recorded last for this prediction.  False, and nothing noted, if the score is no
-        probability.  2 us, amortised.
+        probability.  4 us, amortised.
         """
         if not 0.0 <= score <= 1.0:
             return False
@@ -106,20 +106,6 @@ class LabelledScores:
         if new_label is not None:
             self._note(score, new_label, 1)
         return True
-
-    def add(self, other: "LabelledScores") -> None:
-        """Merge another's rows into these; exact if both are, up to this one's limit."""
-        other.fold()
-        self.fold()
-        if not other.is_exact:
-            self._bin()
-        must_bin = other.is_exact and not self.is_exact
-        self._merge(
-            *(_binned(other.keys, other.labels) if must_bin else (other.keys, other.labels))
-        )
-        self.calibration += other.calibration
-        self.log_loss_units += other.log_loss_units
-        self.square_units += other.square_units
 
     def fold(self) -> None:
         """Move what was recorded last into the tables (every 4,096 rows, and before reading)."""
@@ -202,15 +188,27 @@ class LabelledScores:
 
     def _bin(self) -> None:
         if self.is_exact:
-            self.keys, self.labels = _binned(self.keys, self.labels)
+            self.keys, self.labels = _sum_by_key(_bin_numbers(self.keys), self.labels)
             self.is_exact = False
 
 
-def merge_scores(parts: Iterable[LabelledScores]) -> LabelledScores:
-    """Return the sum of parts, exact if all of them are, however many scores that makes."""
-    total = LabelledScores(exact_max=sys.maxsize)
+def merge_scores(parts: Sequence[LabelledScores]) -> LabelledScores:
+    """Return the sum of parts, exact if all of them are, however many scores that makes.
+
+    One sort of all keys: 10 ms for 30 cohorts of 1,000 scores.
+    """
     for part in parts:
-        total.add(part)
+        part.fold()
+    total = LabelledScores(exact_max=sys.maxsize)
+    total.is_exact = all(part.is_exact for part in parts)
+    if parts:
+        keys = [part.keys if part.is_exact == total.is_exact else _bin_numbers(part.keys)
+                for part in parts]  # fmt: skip
+        labels = np.concatenate([part.labels for part in parts], axis=1)
+        total.keys, total.labels = _sum_by_key(np.concatenate(keys), labels)
+    total.calibration = sum((part.calibration for part in parts), start=total.calibration)
+    total.log_loss_units = sum(part.log_loss_units for part in parts)
+    total.square_units = sum(part.square_units for part in parts)
     return total
 
 
@@ -227,12 +225,13 @@ def _bin_numbers(scores: Floats) -> Floats:
     return _EDGES.searchsorted(scores, side="right").astype(np.float64)
 
 
-def _binned(scores: Floats, labels: Ints) -> tuple[Floats, Ints]:
-    keys, at = np.unique(_bin_numbers(scores), return_inverse=True)
-    table = np.zeros((2, len(keys)), np.int64)
+def _sum_by_key(keys: Floats, labels: Ints) -> tuple[Floats, Ints]:
+    """Return the distinct keys, ascending, with the sums of their columns of `labels`."""
+    distinct, at = np.unique(keys, return_inverse=True)
+    table = np.zeros((2, len(distinct)), np.int64)
     for row in range(2):
         np.add.at(table[row], at, labels[row])
-    return keys, table
+    return distinct, table
 
 
 def _tabulate(keys: Floats, labels: Ints, weights: Ints) -> tuple[Floats, Ints]:

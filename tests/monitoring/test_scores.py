@@ -94,7 +94,7 @@ def test_what_is_taken_back_or_revised_leaves_no_trace(
 def test_merging_cohorts_is_recording_them_together(
     parts: list[list[tuple[float, int]]], exact_max: int
 ) -> None:
-    merged = merge_scores(record_all(part, exact_max) for part in parts)
+    merged = merge_scores([record_all(part, exact_max) for part in parts])
     flat = [row for part in parts for row in part]
     is_exact = all(len({score for score, _ in part}) <= exact_max for part in parts)
     expected = record_all(flat)
