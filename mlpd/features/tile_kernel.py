@@ -1,0 +1,282 @@
+"""The state of one tile: events as tiles of one, tiles merged, accumulated results read out.
+
+A tile is `[index, stream, stream, ...]` in 8-byte words, seen through an int64 and a float64 view
+of the same memory.  A stream is one (input, filter) of a view; its words are the number of values
+and then only the pieces that its aggregates need.  An event is written as a tile of one value, so
+that `merge_tile` is the one place where anything accumulates.  `docs/formats/tiles.md` has the
+words; `tiles.py` builds the tables that describe a view's streams.
+"""
+
+# ruff: noqa: PLR0913, PLR0917  a kernel's arguments are flat arrays
+
+import math
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mlpd.core.kernels import device
+from mlpd.features.double_double import (
+    Pair,
+    dd_add,
+    dd_over,
+    dd_square,
+    dd_times,
+    quick_two_sum,
+    two_sum,
+)
+
+I8: TypeAlias = NDArray[np.int64]
+F8: TypeAlias = NDArray[np.float64]
+U1: TypeAlias = NDArray[np.uint8]
+
+KIND, COUNT_AT, SUM_AT, M2_AT, MIN_AT, MAX_AT, FIRST_AT, LAST_AT = range(8)
+"""Columns of the stream table: the kind, then each piece's first word in a tile, or ABSENT."""
+STREAM_WIDTH = 8
+ABSENT = -1
+
+EVENTS, INTEGER, REAL = range(3)
+"""Kinds of streams: valid values are only counted, are int64, or are float64 (NaN is skipped)."""
+
+COUNT, SUM, MEAN, MIN, MAX, VAR, STD, FIRST, LAST = range(9)
+"""Aggregate functions, in the order of `core.specs.AGGREGATE_FUNCTIONS`."""
+
+VALUE, EVENT_US, KNOWN_US, SEQUENCE = range(4)
+"""Words of `first` and `last`."""
+END_WIDTH = 4
+
+LOW_BITS, LOW_MASK = 32, 0xFFFFFFFF
+"""An integer sum is two words: high * 2^32 + low with 0 <= low < 2^32."""
+LOW_SCALE = 4294967296.0
+SUM_HIGH_LIMIT = 1 << 31
+"""A sum fits int64 while -limit <= high < limit."""
+MAGNITUDE_BITS = 0x7FFFFFFFFFFFFFFF
+
+
+@device
+def ordered_bits(bits: int) -> int:
+    """Return a float64's bits as an integer of the same order, -0.0 below 0.0; its own inverse."""
+    return bits if bits >= 0 else bits ^ MAGNITUDE_BITS
+
+
+@device
+def clear_words(words: I8, at: int, count: int) -> None:
+    """Set words to 0: the tile of no events."""
+    for i in range(at, at + count):
+        words[i] = 0
+
+
+@device
+def copy_words(into: I8, to: int, words: I8, at: int, count: int) -> None:
+    """Copy `count` words, from the first on: within one array only towards its front."""
+    for i in range(count):
+        into[to + i] = words[at + i]
+
+
+@device
+def write_event(
+    table: I8, streams_at: int, streams: int, tile: I8, tile_f: F8, to: int,
+    row_at: int, bits: I8, reals: F8, valid: U1, event_us: int, known_us: int, sequence: int,
+) -> None:  # fmt: skip
+    """Write one event as a tile of one value per stream; its index word is left alone.
+
+    `bits`, `reals` (two views of the same words) and `valid`: the event's value of stream s is at
+    `row_at + s`.  Where it isn't valid or is NaN, the count is 0 and the other words mean nothing.
+    """
+    for stream in range(streams):
+        spec, at = streams_at + stream * STREAM_WIDTH, row_at + stream
+        kind = table[spec + KIND]
+        skipped = valid[at] == 0 or (kind == REAL and math.isnan(reals[at]))
+        tile[to + table[spec + COUNT_AT]] = 0 if skipped else 1
+        if skipped or kind == EVENTS:
+            continue
+        _write_sum(table, spec, tile, tile_f, to, bits[at], reals[at])
+        ordered = bits[at] if kind == INTEGER else ordered_bits(bits[at])
+        for piece in range(MIN_AT, MAX_AT + 1):
+            if table[spec + piece] != ABSENT:
+                tile[to + table[spec + piece]] = ordered
+        for piece in range(FIRST_AT, LAST_AT + 1):
+            if table[spec + piece] != ABSENT:
+                end = to + table[spec + piece]
+                tile[end + VALUE] = bits[at]
+                tile[end + EVENT_US] = event_us
+                tile[end + KNOWN_US] = known_us
+                tile[end + SEQUENCE] = sequence
+
+
+@device
+def _write_sum(
+    table: I8, spec: int, tile: I8, tile_f: F8, to: int, bits: int, real: float
+) -> None:  # fmt: skip
+    if table[spec + SUM_AT] != ABSENT:
+        at = to + table[spec + SUM_AT]
+        if table[spec + KIND] == INTEGER:
+            tile[at] = bits >> LOW_BITS
+            tile[at + 1] = bits & LOW_MASK
+        else:
+            tile_f[at] = real
+            tile_f[at + 1] = 0.0
+    if table[spec + M2_AT] != ABSENT:
+        at = to + table[spec + M2_AT]
+        tile_f[at] = 0.0
+        tile_f[at + 1] = 0.0
+
+
+@device
+def merge_tile(
+    table: I8, streams_at: int, streams: int, into: I8, into_f: F8, to: int,
+    tile: I8, tile_f: F8, at: int,
+) -> None:  # fmt: skip
+    """Add the tile at word `at` to the one at word `to`, stream by stream.
+
+    Counts, integer sums, extremes, first and last are exact in any order.  Real sums and squared
+    deviations depend on the order of merges in their last bits of 106.
+    """
+    for stream in range(streams):
+        spec = streams_at + stream * STREAM_WIDTH
+        count_at = table[spec + COUNT_AT]
+        added, before = tile[at + count_at], into[to + count_at]
+        if added == 0:
+            continue
+        if table[spec + M2_AT] != ABSENT and before > 0:
+            _merge_m2(table, spec, into, into_f, to, tile, tile_f, at)
+        elif table[spec + M2_AT] != ABSENT:
+            copy_words(into, to + table[spec + M2_AT], tile, at + table[spec + M2_AT], 2)
+        if table[spec + SUM_AT] != ABSENT:
+            _merge_sum(table, spec, into, into_f, to, tile, tile_f, at)
+        _merge_extremes(table, spec, into, to, tile, at, before)
+        _merge_ends(table, spec, into, to, tile, at, before)
+        into[to + count_at] = before + added
+
+
+@device
+def _merge_sum(
+    table: I8, spec: int, into: I8, into_f: F8, to: int, tile: I8, tile_f: F8, at: int
+) -> None:  # fmt: skip
+    a, b = to + table[spec + SUM_AT], at + table[spec + SUM_AT]
+    if table[spec + KIND] == INTEGER:
+        low = into[a + 1] + tile[b + 1]
+        into[a] += tile[b] + (low >> LOW_BITS)
+        into[a + 1] = low & LOW_MASK
+    else:
+        into_f[a], into_f[a + 1] = dd_add(into_f[a], into_f[a + 1], tile_f[b], tile_f[b + 1])
+
+
+@device
+def _merge_extremes(
+    table: I8, spec: int, into: I8, to: int, tile: I8, at: int, before: int
+) -> None:  # fmt: skip
+    word = table[spec + MIN_AT]
+    if word != ABSENT and (before == 0 or tile[at + word] < into[to + word]):
+        into[to + word] = tile[at + word]
+    word = table[spec + MAX_AT]
+    if word != ABSENT and (before == 0 or tile[at + word] > into[to + word]):
+        into[to + word] = tile[at + word]
+
+
+@device
+def _merge_ends(
+    table: I8, spec: int, into: I8, to: int, tile: I8, at: int, before: int
+) -> None:  # fmt: skip
+    word = table[spec + FIRST_AT]
+    if word != ABSENT and (before == 0 or _is_earlier(tile, at + word, into, to + word)):
+        copy_words(into, to + word, tile, at + word, END_WIDTH)
+    word = table[spec + LAST_AT]
+    if word != ABSENT and (before == 0 or _is_earlier(into, to + word, tile, at + word)):
+        copy_words(into, to + word, tile, at + word, END_WIDTH)
+
+
+@device
+def _is_earlier(a: I8, a_at: int, b: I8, b_at: int) -> bool:
+    for word in range(EVENT_US, END_WIDTH):
+        if a[a_at + word] != b[b_at + word]:
+            return bool(a[a_at + word] < b[b_at + word])
+    return False
+
+
+@device
+def _merge_m2(
+    table: I8, spec: int, into: I8, into_f: F8, to: int, tile: I8, tile_f: F8, at: int
+) -> None:  # fmt: skip
+    """Add squared deviations before the counts and sums are merged.
+
+    Chan, Golub and LeVeque (1979): M2 = M2_a + M2_b + d^2 n_a n_b / (n_a + n_b), d = the
+    difference of the means.
+    """
+    count_at = table[spec + COUNT_AT]
+    n_a, n_b = into[to + count_at], tile[at + count_at]
+    mean_a, mean_a_lo = _mean(table, spec, into, into_f, to, n_a)
+    mean_b, mean_b_lo = _mean(table, spec, tile, tile_f, at, n_b)
+    d, d_lo = dd_add(mean_b, mean_b_lo, -mean_a, -mean_a_lo)
+    gain, gain_lo = dd_square(d, d_lo)
+    gain, gain_lo = dd_times(gain, gain_lo, float(n_a))
+    gain, gain_lo = dd_times(gain, gain_lo, float(n_b))
+    gain, gain_lo = dd_over(gain, gain_lo, float(n_a + n_b))
+    a, b = to + table[spec + M2_AT], at + table[spec + M2_AT]
+    gain, gain_lo = dd_add(gain, gain_lo, tile_f[b], tile_f[b + 1])
+    into_f[a], into_f[a + 1] = dd_add(into_f[a], into_f[a + 1], gain, gain_lo)
+
+
+@device
+def _mean(table: I8, spec: int, tile: I8, tile_f: F8, at: int, count: int) -> Pair:
+    word = at + table[spec + SUM_AT]
+    if table[spec + KIND] == INTEGER:
+        total, total_lo = _integer_pair(tile[word], tile[word + 1])
+    else:
+        total, total_lo = tile_f[word], tile_f[word + 1]
+    return dd_over(total, total_lo, float(count))
+
+
+@device
+def _integer_pair(high: int, low: int) -> Pair:
+    """Return high * 2^32 + low exactly: 95 bits at most."""
+    top = float(high >> LOW_BITS) * (LOW_SCALE * LOW_SCALE)
+    middle, rest = two_sum(float(high & LOW_MASK) * LOW_SCALE, float(low))
+    total, error = two_sum(top, middle)
+    return quick_two_sum(total, error + rest)
+
+
+@device
+def finish(
+    table: I8, spec: int, function: int, tile: I8, tile_f: F8, at: int, out: I8, out_f: F8, to: int
+) -> int:  # fmt: skip
+    """Write an aggregate's result to word `to`; return 1, or 0 for NULL (then the word is 0).
+
+    Over no values count and sum are 0, the others NULL; var and std are NULL below two values; the
+    sum of integers is NULL when it doesn't fit int64.
+    """
+    count = tile[at + table[spec + COUNT_AT]]
+    out[to] = 0
+    if function == COUNT:
+        out[to] = count
+        return 1
+    if function == SUM:
+        return 1 if count == 0 else _finish_sum(table, spec, tile, tile_f, at, out, out_f, to)
+    if count == 0 or (count == 1 and function in (VAR, STD)):
+        return 0
+    if function == MEAN:
+        out_f[to] = _mean(table, spec, tile, tile_f, at, count)[0]
+    elif function in (VAR, STD):
+        word = at + table[spec + M2_AT]
+        variance = dd_over(tile_f[word], tile_f[word + 1], float(count - 1))[0]
+        out_f[to] = variance if function == VAR else math.sqrt(variance)
+    elif function in (MIN, MAX):
+        value = tile[at + table[spec + (MIN_AT if function == MIN else MAX_AT)]]
+        out[to] = value if table[spec + KIND] == INTEGER else ordered_bits(value)
+    else:
+        out[to] = tile[at + table[spec + (FIRST_AT if function == FIRST else LAST_AT)] + VALUE]
+    return 1
+
+
+@device
+def _finish_sum(
+    table: I8, spec: int, tile: I8, tile_f: F8, at: int, out: I8, out_f: F8, to: int
+) -> int:  # fmt: skip
+    word = at + table[spec + SUM_AT]
+    if table[spec + KIND] == REAL:
+        out_f[to] = tile_f[word]
+        return 1
+    if not -SUM_HIGH_LIMIT <= tile[word] < SUM_HIGH_LIMIT:
+        return 0
+    out[to] = (tile[word] << LOW_BITS) + tile[word + 1]
+    return 1

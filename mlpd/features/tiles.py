@@ -1,0 +1,267 @@
+"""Layout of a window view's tiles: its streams, the words they need, the tables kernels read.
+
+The value of an entity in LMDB is described byte by byte in docs/formats/tiles.md.
+"""
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mlpd.core.columns import DType
+from mlpd.core.errors import DefinitionError
+from mlpd.core.expressions import Expression, parse_expression
+from mlpd.core.hashing import canonical_json
+from mlpd.core.specs import AGGREGATE_FUNCTIONS, AggregateSpec, SourceSpec, ViewSpec
+from mlpd.features.tile_kernel import (
+    ABSENT,
+    COUNT_AT,
+    END_WIDTH,
+    EVENTS,
+    FIRST_AT,
+    INTEGER,
+    LAST_AT,
+    M2_AT,
+    MAX_AT,
+    MIN_AT,
+    REAL,
+    STREAM_WIDTH,
+    SUM_AT,
+)
+from mlpd.features.window_kernel import (
+    FOLD_HEAD,
+    META_WIDTH,
+    PLAN_HEAD,
+    QUERY_HEAD,
+    RESOLUTION_WIDTH,
+    STORED_COUNTS,
+    WINDOW_WIDTH,
+    WORK_HEAD,
+)
+
+FORMAT = 1
+"""Version of the stored form; part of every value's layout word."""
+
+MAX_TILES = 65_536
+"""Tiles of one resolution at most: 45 days in 1 min hops.  A value holds them all."""
+
+PIECE_WORDS = {SUM_AT: 2, M2_AT: 2, MIN_AT: 1, MAX_AT: 1, FIRST_AT: END_WIDTH, LAST_AT: END_WIDTH}
+"""Words of each piece, in their order in a tile; the count, one word, stands before them."""
+
+_PIECES: dict[str, tuple[int, ...]] = {
+    "count": (),
+    "sum": (SUM_AT,),
+    "mean": (SUM_AT,),
+    "min": (MIN_AT,),
+    "max": (MAX_AT,),
+    "var": (SUM_AT, M2_AT),
+    "std": (SUM_AT, M2_AT),
+    "first": (FIRST_AT,),
+    "last": (LAST_AT,),
+}
+
+Table = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """What a view accumulates of one (input, filter): `places` maps pieces to words in a tile."""
+
+    input: Expression | None
+    filter: Expression | None
+    kind: int
+    places: dict[int, int]
+
+    def spec(self, pieces: Sequence[int]) -> list[int]:
+        """Return the stream's row of a stream table with `pieces` alone."""
+        row = [ABSENT] * STREAM_WIDTH
+        row[0] = self.kind
+        for piece in (COUNT_AT, *pieces):
+            row[piece] = self.places[piece]
+        return row
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """One feature: `function` (its number in the kernels) of a stream over a window."""
+
+    function: int
+    pieces: tuple[int, ...]
+    stream: int
+    window: int
+    dtype: DType
+
+
+@dataclass(frozen=True)
+class TileLayout:
+    """Everything about a view's tiles.
+
+    `plan`: the table of `window_kernel`.  `outputs`: by feature name.  `work_words`: length of the
+    kernels' scratch state.  `value_words_max`: of a stored value.
+    """
+
+    view: ViewSpec
+    streams: tuple[Stream, ...]
+    hops_us: tuple[int, ...]
+    tile_words: int
+    layout_word: int
+    plan: Table
+    outputs: dict[str, Output]
+    work_words: int
+    value_words_max: int
+
+    def query(self, features: Sequence[str]) -> Table:
+        """Return the kernels' table for the outputs `features`, in this order as columns."""
+        chosen = [self.outputs[feature] for feature in features]
+        windows = sorted({output.window for output in chosen})
+        streams = sorted({output.stream for output in chosen})
+        head = QUERY_HEAD + WINDOW_WIDTH * len(windows)
+        window_words: list[int] = []
+        output_words: list[int] = []
+        for window in windows:
+            start = head + len(output_words)
+            for column, output in enumerate(chosen):
+                if output.window == window:
+                    output_words += [output.function, streams.index(output.stream), column]
+            resolution = self.hops_us.index(self.view.hops_us[window])
+            window_words += [resolution, self.view.windows_us[window], window]
+            window_words += [start, head + len(output_words)]
+        specs = [
+            self.streams[s].spec(sorted({p for o in chosen if o.stream == s for p in o.pieces}))
+            for s in streams
+        ]
+        words = [len(windows), len(streams), head + len(output_words), *window_words, *output_words]
+        return np.array([*words, *(word for spec in specs for word in spec)], np.int64)
+
+
+def build_layout(view: ViewSpec, source: SourceSpec) -> TileLayout:
+    """Return the layout of a window view.
+
+    Raises DefinitionError(code="too_many_tiles") for windows of more than MAX_TILES hops.
+    """
+    streams, tile_words = _place(_gather(view, source))
+    hops = tuple(sorted(set(view.hops_us)))
+    retentions = [_retention_us(view, hop) for hop in hops]
+    capacities = [-(-retention // hop) + 1 for retention, hop in zip(retentions, hops, strict=True)]
+    if max(capacities) > MAX_TILES:
+        raise DefinitionError(
+            f"view {view.name!r}: a window of {max(capacities)} hops; the limit is {MAX_TILES}",
+            code="too_many_tiles",
+            hint="Declare a longer hop.",
+        )
+    layout_word = _layout_word(streams, hops, retentions)
+    head_at = WORK_HEAD + META_WIDTH * len(hops)
+    folds_at = head_at + 2 * tile_words
+    region_at = folds_at + len(view.windows_us) * (FOLD_HEAD + tile_words)
+    streams_at = PLAN_HEAD + RESOLUTION_WIDTH * len(hops)
+    words = [len(hops), len(streams), streams_at, tile_words, layout_word]
+    words += [head_at, head_at + tile_words, folds_at]
+    for hop, retention, capacity in zip(hops, retentions, capacities, strict=True):
+        words += [hop, retention, capacity, region_at]
+        region_at += 2 * capacity * tile_words
+    for stream in streams:
+        words += stream.spec([piece for piece in stream.places if piece != COUNT_AT])
+    return TileLayout(
+        view=view,
+        streams=streams,
+        hops_us=hops,
+        tile_words=tile_words,
+        layout_word=layout_word,
+        plan=np.array(words, np.int64),
+        outputs=_outputs(view, streams),
+        work_words=region_at,
+        value_words_max=STORED_COUNTS + len(hops) + sum(capacities) * tile_words,
+    )
+
+
+def decode_value(layout: TileLayout, value: bytes) -> dict[str, Any]:
+    """Return a stored value for people: newest event time and per hop the tiles' words.
+
+    `{"newest_event_us": int, "tiles": {hop_us: int64 [n, tile_words]}}`; float words show as bits.
+    """
+    words = np.frombuffer(value, np.int64)
+    counts = words[STORED_COUNTS : STORED_COUNTS + len(layout.hops_us)].tolist()
+    parts = np.split(
+        words[STORED_COUNTS + len(counts) :], np.cumsum(counts)[:-1] * layout.tile_words
+    )
+    tiles = zip(layout.hops_us, parts, strict=True)
+    return {
+        "newest_event_us": int(words[1]),
+        "tiles": {hop: part.reshape(-1, layout.tile_words) for hop, part in tiles},
+    }
+
+
+def _retention_us(view: ViewSpec, hop_us: int) -> int:
+    windows = zip(view.windows_us, view.hops_us, strict=True)
+    return max(window for window, hop in windows if hop == hop_us)
+
+
+def _gather(view: ViewSpec, source: SourceSpec) -> dict[tuple[str | None, str | None], Stream]:
+    """Return the streams in order of first use, their pieces not yet placed."""
+    streams: dict[tuple[str | None, str | None], Stream] = {}
+    for aggregate in view.aggregates:
+        key = (aggregate.input, aggregate.filter)
+        if key not in streams:
+            streams[key] = _stream(view, aggregate, source)
+        for piece in _PIECES[aggregate.function]:
+            streams[key].places[piece] = ABSENT
+    return streams
+
+
+def _stream(view: ViewSpec, aggregate: AggregateSpec, source: SourceSpec) -> Stream:
+    def parse(text: str | None) -> Expression | None:
+        what = f"view {view.name!r}: aggregate {aggregate.name!r}"
+        return None if text is None else parse_expression(text, source.schema, what)
+
+    expression = parse(aggregate.input)
+    kind = EVENTS
+    if expression is not None and expression.dtype.is_numeric:
+        kind = REAL if expression.dtype in (DType.FLOAT32, DType.FLOAT64) else INTEGER
+    return Stream(expression, parse(aggregate.filter), kind, {COUNT_AT: ABSENT})
+
+
+def _place(
+    gathered: dict[tuple[str | None, str | None], Stream],
+) -> tuple[tuple[Stream, ...], int]:
+    """Give every piece its words; return the streams and a tile's length."""
+    word = 1  # the first is the tile's index
+    for stream in gathered.values():
+        pieces = [piece for piece in PIECE_WORDS if piece in stream.places]
+        stream.places.clear()
+        stream.places[COUNT_AT] = word
+        word += 1
+        for piece in pieces:
+            stream.places[piece] = word
+            word += PIECE_WORDS[piece]
+    return tuple(gathered.values()), word
+
+
+def _layout_word(streams: Sequence[Stream], hops: Sequence[int], retentions: Sequence[int]) -> int:
+    """Return the word that marks values of this layout: checksum << 32 | format."""
+    shape = [
+        [s.input and s.input.text, s.filter and s.filter.text, s.kind, list(s.places.items())]
+        for s in streams
+    ]
+    checksum = zlib.crc32(canonical_json([shape, list(hops), list(retentions)])) >> 1
+    return checksum << 32 | FORMAT
+
+
+def _outputs(view: ViewSpec, streams: Sequence[Stream]) -> dict[str, Output]:
+    """Return the outputs by feature name; `view.features` has windows within aggregates."""
+    keys = [
+        (s.input.text if s.input else None, s.filter.text if s.filter else None) for s in streams
+    ]
+    pairs = [(a, w) for a in view.aggregates for w in range(len(view.windows_us))]
+    found = {}
+    for (name, dtype), (aggregate, window) in zip(view.features.items(), pairs, strict=True):
+        found[name] = Output(
+            function=AGGREGATE_FUNCTIONS.index(aggregate.function),
+            pieces=_PIECES[aggregate.function],
+            stream=keys.index((aggregate.input, aggregate.filter)),
+            window=window,
+            dtype=dtype,
+        )
+    return found

@@ -1,0 +1,407 @@
+"""Window views: online reads, joins and a brute-force reference give the same features."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mlpd.core.columns import Columns, DType
+from mlpd.core.convert import column_of
+from mlpd.core.document import parse_document
+from mlpd.core.kernels import load_kernels
+from mlpd.core.specs import AggregateSpec, SourceSpec, ViewSpec
+from mlpd.features.windows import KERNELS, WindowKernels, WindowPlan
+
+# --- brute force: every event looked at for every feature, in exact fractions -------------------
+
+ERROR = Fraction(1, 2**98)
+"""Double-double error per value, relative to the largest partial result: generous."""
+
+
+@dataclass(frozen=True)
+class Event:
+    entity: int
+    event_us: int
+    known_us: int
+    sequence: int
+    row: dict[str, Any]
+
+    @property
+    def stamp(self) -> tuple[int, int, int]:
+        return self.event_us, self.known_us, self.sequence
+
+
+Select = Callable[[dict[str, Any]], Any]
+"""What an input or filter expression gives for one row; None is null."""
+
+
+def in_window(view: ViewSpec, window: int, event_us: int, t_us: int) -> bool:
+    start = (t_us - view.windows_us[window]) // view.hops_us[window] * view.hops_us[window]
+    if view.closed == "left":
+        return start <= event_us < t_us
+    return start < event_us <= t_us
+
+
+def is_visible(event: Event, mode: str, t_us: int, sequence: int | None) -> bool:
+    if mode == "as_known":
+        return event.known_us <= t_us
+    if mode == "as_of_sequence":
+        assert sequence is not None
+        return event.sequence <= sequence
+    return True
+
+
+def values_of(
+    events: Sequence[Event], aggregate: AggregateSpec, selects: dict[str, Select]
+) -> list[tuple[tuple[int, int, int], Any]]:
+    """Return (stamp, value) of what the aggregate sees, by stamp; True for counted events."""
+    found = []
+    for event in sorted(events, key=lambda e: e.stamp):
+        if aggregate.filter is not None and selects[aggregate.filter](event.row) is not True:
+            continue
+        value = True if aggregate.input is None else selects[aggregate.input](event.row)
+        if value is None or (isinstance(value, float) and math.isnan(value)):
+            continue
+        found.append((event.stamp, value))
+    return found
+
+
+def check(function: str, values: list[Any], got: Any) -> None:
+    """Assert that `got` is the aggregate of `values`, in the order of their stamps."""
+    if function == "count":
+        assert got == len(values)
+        return
+    if not values:
+        assert got == (0 if function == "sum" else None)
+        return
+    if function in ("min", "max", "first", "last"):
+        picks = {"min": min, "max": max, "first": lambda v: v[0], "last": lambda v: v[-1]}
+        expected = picks[function](values)
+        assert got == expected
+        assert type(got) is (float if isinstance(expected, float) else int)
+        return
+    if any(isinstance(v, float) and math.isinf(v) for v in values):
+        _check_infinite(function, values, got)
+        return
+    _check_moment(function, [Fraction(v) for v in values], got, isinstance(values[0], float))
+
+
+def _check_infinite(function: str, values: list[float], got: Any) -> None:
+    total = sum(v for v in values if math.isinf(v))
+    if function in ("var", "std"):
+        assert got is None if len(values) == 1 else math.isnan(got)
+    else:
+        assert repr(got) == repr(total)
+
+
+def _check_moment(function: str, values: list[Fraction], got: Any, is_float: bool) -> None:
+    n, total = len(values), sum(values, Fraction(0))
+    size = max(abs(v) for v in values)
+    if function == "sum":
+        if is_float:
+            assert_rounds(total, n * n * size * ERROR, got)
+        else:
+            assert got == (int(total) if -(2**63) <= total < 2**63 else None)
+        return
+    if function == "mean":
+        # An integer sum is exact; the quotient's error is relative to the mean itself.
+        assert_rounds(total / n, n * (size if is_float else abs(total / n)) * ERROR, got)
+        return
+    if n == 1:
+        assert got is None
+        return
+    variance = sum((v - total / n) ** 2 for v in values) / (n - 1)
+    error = n * n * (size * size if is_float else variance + abs(total / n)) * ERROR
+    if function == "var":
+        assert_rounds(variance, error, got)
+    else:
+        low, high = (math.sqrt(float(max(variance + e, 0))) for e in (-error, error))
+        assert low <= got <= high
+
+
+def assert_rounds(exact: Fraction, error: Fraction, got: float) -> None:
+    """Assert that `got` is the float64 nearest to a number within `error` of the exact one."""
+    assert float(exact - error) <= got <= float(exact + error), (float(exact), got)
+
+
+# --- the view under test -------------------------------------------------------------------------
+
+SCHEMA = {"name": "string", "x": "float64", "f": "float32", "k": "int64", "late": "bool"}
+
+SELECTS: dict[str, Select] = {
+    "name": lambda row: row["name"],
+    "x": lambda row: row["x"],
+    "k": lambda row: row["k"],
+    "late": lambda row: None if row["late"] is None else int(row["late"]),
+    "x > 0": lambda row: None if row["x"] is None else int(row["x"] > 0),
+    "k > 0": lambda row: None if row["k"] is None else row["k"] > 0,
+}
+
+AGGREGATES: list[dict[str, Any]] = [
+    {"name": "count", "function": "count"},
+    {"name": "names", "function": "count", "input": "name"},
+    {"name": "few", "function": "count", "filter": "k > 0"},
+    {"name": "share", "function": "mean", "input": "x > 0"},
+    {"name": "late_sum", "function": "sum", "input": "late"},
+    {"name": "x_filtered", "function": "mean", "input": "x", "filter": "k > 0"},
+    *(
+        {"name": f"{column}_{function}", "function": function, "input": column}
+        for column in ("x", "k")
+        for function in ("count", "sum", "mean", "min", "max", "var", "std", "first", "last")
+    ),
+]
+
+
+def build_view(**overrides: Any) -> tuple[ViewSpec, SourceSpec]:
+    """Return a view with short windows: 10 and 23 us by hops of 4, 50 us by hops of 7."""
+    document = {
+        "format": 1,
+        "entities": {"name": {"keys": {"name": "string"}}},
+        "sources": {"s": {"timestamp": "at", "schema": SCHEMA}},
+        "views": {
+            "v": {
+                "kind": "window",
+                "entity": "name",
+                "source": "s",
+                "windows": ["10us", "50us", "23us"],
+                "hop": "4us",
+                "aggregates": AGGREGATES,
+                **overrides,
+            }
+        },
+    }
+    definitions = parse_document(document)
+    view = definitions.views["v"]
+    if "windows" not in overrides:
+        view = replace(view, hops_us=(4, 7, 4))
+    return view, definitions.sources["s"]
+
+
+@pytest.fixture(scope="session")
+def kernels() -> WindowKernels:
+    return load_kernels(KERNELS, boundscheck=True)
+
+
+def columns_of(rows: list[dict[str, Any]]) -> Columns:
+    return {
+        name: column_of(DType(dtype), [row.get(name) for row in rows])
+        for name, dtype in SCHEMA.items()
+    }
+
+
+def int64(values: list[int]) -> np.ndarray[Any, np.dtype[np.int64]]:
+    return np.array(values, np.int64)
+
+
+class Online:
+    """The online store of one view: a value per entity, in a dict."""
+
+    def __init__(self, plan: WindowPlan) -> None:
+        self.plan = plan
+        self.values: dict[int, bytes] = {}
+        self.late_rows = 0
+
+    def update(self, events: list[Event]) -> None:
+        entities = list(dict.fromkeys(e.entity for e in events))
+        updated = self.plan.update(
+            [self.values.get(entity) for entity in entities],
+            int64([entities.index(e.entity) for e in events]),
+            int64([e.event_us for e in events]),
+            int64([e.known_us for e in events]),
+            int64([e.sequence for e in events]),
+            self.plan.inputs(columns_of([e.row for e in events])),
+            max(e.known_us for e in events),
+        )
+        self.late_rows += updated.late_rows
+        self.values |= {e: v for e, v in zip(entities, updated, strict=True) if v is not None}
+
+    def read(self, entities: list[int], t_us: int, features: tuple[str, ...]) -> list[list[Any]]:
+        return rows_of(self.plan.read([self.values.get(e) for e in entities], t_us, features))
+
+
+def rows_of(columns: Columns) -> list[list[Any]]:
+    return [list(row) for row in zip(*(c.to_list() for c in columns.values()), strict=True)]
+
+
+def bits_of(rows: list[list[Any]]) -> list[list[str]]:
+    """Return rows that compare equal only if all bits are (but all NaN are one)."""
+    return [[v.hex() if isinstance(v, float) else repr(v) for v in row] for row in rows]
+
+
+def join(
+    plan: WindowPlan,
+    events: list[Event],
+    spine: list[tuple[int, int, int]],
+    mode: Any,
+    features: tuple[str, ...] | None = None,
+) -> list[list[Any]]:
+    """Join a spine of (entity, t, sequence)."""
+    columns = plan.join(
+        int64([e.entity for e in events]),
+        int64([e.event_us for e in events]),
+        int64([e.known_us for e in events]),
+        int64([e.sequence for e in events]),
+        plan.inputs(columns_of([e.row for e in events])),
+        int64([row[0] for row in spine]),
+        int64([row[1] for row in spine]),
+        features or tuple(plan.layout.outputs),
+        mode=mode,
+        spine_sequence=int64([row[2] for row in spine]),
+    )
+    return rows_of(columns)
+
+
+def check_rows(
+    view: ViewSpec,
+    events: list[Event],
+    spine: list[tuple[int, int, int]],
+    mode: str,
+    got: list[list[Any]],
+) -> None:
+    """Compare joined rows of all features with the reference."""
+    assert len(got) == len(spine)
+    for (entity, t_us, sequence), row in zip(spine, got, strict=True):
+        seen = [
+            e for e in events if e.entity == entity >= 0 and is_visible(e, mode, t_us, sequence)
+        ]
+        results = iter(row)
+        for aggregate in view.aggregates:
+            for window in range(len(view.windows_us)):
+                inside = [e for e in seen if in_window(view, window, e.event_us, t_us)]
+                values = [value for _, value in values_of(inside, aggregate, SELECTS)]
+                check(aggregate.function, values, next(results))
+
+
+# --- strategies ----------------------------------------------------------------------------------
+
+REALS = st.one_of(
+    st.none(),
+    st.sampled_from([math.nan, 0.0, -0.0, 0.1, 1e16, -1e16, 1.0, 3.0, 1e-300, 1e100]),
+    st.floats(-1e6, 1e6),
+)
+INTEGERS = st.one_of(
+    st.none(),
+    st.sampled_from([0, 1, -1, 2**53 + 1, -(2**53) - 1, 2**63 - 1, -(2**63), 2**62]),
+    st.integers(-1000, 1000),
+)
+ROWS = st.fixed_dictionaries(
+    {
+        "name": st.sampled_from([None, "a", "b"]),
+        "x": REALS,
+        "k": INTEGERS,
+        "late": st.sampled_from([None, True, False]),
+    }
+)
+
+
+@dataclass(frozen=True)
+class Story:
+    """Batches of events, each followed by a read of all entities at a time."""
+
+    batches: list[tuple[list[Event], int]]
+
+    @property
+    def events(self) -> list[Event]:
+        return [event for events, _ in self.batches for event in events]
+
+
+@st.composite
+def stories(draw: st.DrawFn, rows: st.SearchStrategy[dict[str, Any]] = ROWS) -> Story:
+    now, sequence = draw(st.sampled_from([0, -1000, 10**15])), 0
+    batches = []
+    for size in draw(st.lists(st.integers(1, 8), min_size=1, max_size=10)):
+        events = []
+        for _ in range(size):
+            now += draw(st.sampled_from([0, 0, 1, 2, 5, 30]))
+            sequence += 1
+            lateness = draw(st.sampled_from([0, 0, 1, 3, 8, 20, 60, 200]))
+            entity = draw(st.integers(0, 2))
+            events.append(Event(entity, now - lateness, now, sequence, draw(rows)))
+        read_at = now + draw(st.sampled_from([1, 1, 3, 9, 40]))
+        batches.append((events, read_at))
+        now = read_at + 1
+    return Story(batches)
+
+
+# --- online and offline --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("closed", ["left", "right"])
+@settings(max_examples=60, deadline=None)
+@given(story=stories())
+def test_online_reads_equal_both_joins_and_the_reference(
+    kernels: WindowKernels, closed: str, story: Story
+) -> None:
+    view, source = build_view(closed=closed)
+    plan = WindowPlan.build(view, source, kernels)
+    online = Online(plan)
+    features = tuple(plan.layout.outputs)
+    entities = [0, 1, 2, 3]
+    served, spine = [], []
+    for events, t_us in story.batches:
+        online.update(events)
+        served += online.read(entities, t_us, features)
+        spine += [(entity, t_us, events[-1].sequence) for entity in entities]
+    check_rows(view, story.events, spine, "as_of_sequence", served)
+    for mode in ("as_of_sequence", "as_known"):
+        assert bits_of(join(plan, story.events, spine, mode)) == bits_of(served)
+
+
+@pytest.mark.parametrize("closed", ["left", "right"])
+@pytest.mark.parametrize("mode", ["as_known", "as_corrected", "as_of_sequence"])
+@settings(max_examples=60, deadline=None)
+@given(story=stories(), data=st.data())
+def test_a_join_at_any_time_equals_the_reference(
+    kernels: WindowKernels, closed: str, mode: str, story: Story, data: st.DataObject
+) -> None:
+    view, source = build_view(closed=closed)
+    plan = WindowPlan.build(view, source, kernels)
+    events = data.draw(st.permutations(story.events))
+    times = sorted({t for e in events for t in (e.event_us, e.known_us, e.event_us + 1)})
+    rows = st.tuples(st.integers(-1, 3), st.sampled_from(times), st.integers(0, len(events)))
+    spine = data.draw(st.lists(rows, max_size=25))
+    check_rows(view, events, spine, mode, join(plan, events, spine, mode))
+
+
+@settings(max_examples=30, deadline=None)
+@given(story=stories(), data=st.data())
+def test_batches_may_be_split_anywhere(
+    kernels: WindowKernels, story: Story, data: st.DataObject
+) -> None:
+    plan = WindowPlan.build(*build_view(), kernels)
+    whole, split = Online(plan), Online(plan)
+    features = tuple(plan.layout.outputs)
+    for events, t_us in story.batches:
+        whole.update(events)
+        cut = data.draw(st.integers(0, len(events)))
+        for part in (events[:cut], events[cut:]):
+            if part:
+                split.update(part)
+        reads = [bits_of(o.read([0, 1, 2], t_us, features)) for o in (whole, split)]
+        assert reads[0] == reads[1]
+
+
+@settings(max_examples=30, deadline=None)
+@given(story=stories(), data=st.data())
+def test_a_subset_of_features_has_the_bits_of_all(
+    kernels: WindowKernels, story: Story, data: st.DataObject
+) -> None:
+    plan = WindowPlan.build(*build_view(), kernels)
+    names = list(plan.layout.outputs)
+    chosen = data.draw(st.lists(st.sampled_from(names), min_size=1, max_size=5, unique=True))
+    online = Online(plan)
+    for events, _ in story.batches:
+        online.update(events)
+    t_us = story.batches[-1][1]
+    everything = online.read([0, 1, 2], t_us, tuple(names))
+    expected = [[row[names.index(name)] for name in chosen] for row in everything]
+    assert bits_of(online.read([0, 1, 2], t_us, tuple(chosen))) == bits_of(expected)
+    spine = [(entity, t_us, 0) for entity in (0, 1, 2)]
+    joined = join(plan, story.events, spine, "as_known", tuple(chosen))
+    assert bits_of(joined) == bits_of(expected)
