@@ -19,14 +19,15 @@ from mlpd.core.document import KINDS, parse_document
 from mlpd.core.errors import ConflictError
 from mlpd.core.hashing import canonical_json
 from mlpd.daemon.offline import offline_request
-from mlpd.daemon.paths import DataPaths
 from mlpd.daemon.process import Child
 from mlpd.daemon.state import CatalogState
 from mlpd.features.catalog import Catalog, ViewPlan, view_key
 from mlpd.features.ingest import apply_batch
 from mlpd.features.latest import empty_column
 from mlpd.features.stamps import Stamps
+from mlpd.storage.compactor import Compactor
 from mlpd.storage.environment import Environment
+from mlpd.storage.files import DataDirectory
 from mlpd.storage.log import RecordKind, append, compacted_through, read_records
 from mlpd.storage.segments import load_manifests
 from mlpd.storage.transactions import Snapshot, WriteTransaction
@@ -73,11 +74,17 @@ class DefinitionsVerb:
     """Plans and applies definitions; one apply at a time."""
 
     def __init__(
-        self, environment: Environment, writer: Writer, state: CatalogState, paths: DataPaths
+        self,
+        environment: Environment,
+        writer: Writer,
+        state: CatalogState,
+        compactor: Compactor,
+        paths: DataDirectory,
     ) -> None:
         self._environment = environment
         self._writer = writer
         self._state = state
+        self._compactor = compactor
         self._paths = paths
         self._lock = asyncio.Lock()
 
@@ -117,7 +124,8 @@ class DefinitionsVerb:
                 view_ids=current.view_ids,
                 next_view_id=current.next_view_id,
             )
-            await self._backfill(catalog, list(plan.backfill))
+            async with self._compactor.paused():
+                await self._backfill(catalog, list(plan.backfill))
             return ChangePlan(catalog.version, plan.changes, plan.backfill)
 
     def _missing_views(self, document: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,8 +4,7 @@ Specs and phases are stored; the units' records live in memory and are rebuilt a
 prediction log and its labels, which are the truth.
 """
 
-import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,8 +12,7 @@ import msgpack
 
 from mlpd.core.errors import ConflictError, NotFoundError, ValidationError
 from mlpd.core.time import Clock, format_time
-from mlpd.daemon.feedback import LabelChange
-from mlpd.daemon.predictions import Label, Prediction
+from mlpd.daemon.predictions import Prediction
 from mlpd.experiments.analysis import ExperimentState, Phase, advance
 from mlpd.experiments.assignment import Assignment, assign
 from mlpd.experiments.documents import spec_from_dict
@@ -26,8 +24,6 @@ from mlpd.storage.transactions import WriteTransaction
 from mlpd.storage.writer import Writer
 
 EXPERIMENTS_MAX = 1_000
-_REBUILD_SLICE = 500
-"""Records per turn of the loop while rebuilding: about 1 ms."""
 
 
 @dataclass(slots=True)
@@ -117,12 +113,8 @@ class Experiments:
                 record = expose(live.records.get(p.unit), phase=p.phase, arm=p.arm)
                 live.change(p.unit, record)
 
-    def labelled(self, changes: Iterable[LabelChange]) -> None:
-        """Take in labels that took effect; a revised one replaces what it said before."""
-        for change in changes:
-            self._observe(change.prediction, change.old, change.new)
-
-    def _observe(self, prediction: Prediction, old: float | None, new: float) -> None:
+    def labelled(self, prediction: Prediction, old: float | None, new: float) -> None:
+        """Take in a label that took effect; a revised one replaces what it said before."""
         live = self._live.get(prediction.experiment or "")
         record = None if live is None else live.records.get(prediction.unit or "")
         if live is None or record is None:
@@ -134,16 +126,6 @@ class Experiments:
         except ValidationError:
             return  # the label has no meaning for this experiment's metrics: a regression's value
         live.change(prediction.unit or "", record)
-
-    async def rebuild(self, rows: Sequence[tuple[Prediction, Label | None]]) -> None:
-        """Take in logged predictions with their labels, at start, a slice per turn of the loop."""
-        for start in range(0, len(rows), _REBUILD_SLICE):
-            part = rows[start : start + _REBUILD_SLICE]
-            self.exposed(p for p, _ in part)
-            for prediction, label in part:
-                if label is not None:
-                    self._observe(prediction, None, label.label)
-            await asyncio.sleep(0)
 
     def _find(self, name: str) -> _Live:
         live = self._live.get(name)

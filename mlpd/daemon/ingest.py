@@ -9,10 +9,11 @@ import msgpack
 import numpy as np
 
 from mlpd.core.errors import ConflictError, InvalidRequestError
-from mlpd.core.time import DAY_US, Clock
+from mlpd.core.time import DAY_US
 from mlpd.daemon.state import CatalogState
 from mlpd.features.ingest import Batch, apply_batch, clamp_to_arrival
 from mlpd.features.stamps import Stamps
+from mlpd.monitoring.freshness import Freshness
 from mlpd.storage.log import RecordKind, append
 from mlpd.storage.tables import Table
 from mlpd.storage.transactions import WriteTransaction
@@ -29,13 +30,15 @@ _EXPIRED_PER_WRITE = 4
 class Ingested:
     """What became of a request's events; durable when the caller holds it.
 
-    `sequence`: of the last accepted row, or the newest before when none was.
+    `sequence`: of the last accepted row, or the newest before when none was.  `known_us`: arrival
+    time of rows that brought no known_at.
     """
 
     accepted: int
     sequence: int
     rejected: list[dict[str, Any]] = field(default_factory=list)
     clamped: int = 0
+    known_us: int = 0
     replayed: bool = False
 
     def to_dict(self) -> dict[str, Any]:
@@ -45,6 +48,7 @@ class Ingested:
             "sequence": self.sequence,
             "rejected": self.rejected,
             "clamped": self.clamped,
+            "known_us": self.known_us,
             "replayed": self.replayed,
         }
 
@@ -52,10 +56,10 @@ class Ingested:
 class Ingest:
     """Writes event batches; one instance per daemon."""
 
-    def __init__(self, writer: Writer, state: CatalogState, clock: Clock) -> None:
+    def __init__(self, writer: Writer, state: CatalogState, freshness: Freshness) -> None:
         self._writer = writer
         self._state = state
-        self._clock = clock
+        self._freshness = freshness
         self.rows_by_source: dict[str, int] = {}
         self.rejected_by_source: dict[str, int] = {}
         self.clamped_by_source: dict[str, int] = {}
@@ -94,7 +98,7 @@ class Ingest:
         rejected = [
             {"source": batch.source.name, **row} for batch in batches for row in batch.rejected
         ]
-        return Ingested(accepted, txn.sequence, rejected, clamped)
+        return Ingested(accepted, txn.sequence, rejected, clamped, txn.known_us)
 
     def _write_batch(self, txn: WriteTransaction, batch: Batch) -> int:
         catalog = self._state.catalog
@@ -148,6 +152,13 @@ class Ingest:
                 (self.rejected_by_source, len(batch.rejected)),
             ):
                 counts[name] = counts.get(name, 0) + more
+            if batch.rows:
+                known_us = batch.known_us if batch.known_us is not None else done.known_us
+                self._freshness.note_ingest(
+                    name,
+                    event_time_us_max=int(batch.event_us.max()),
+                    lag_us_max=int((known_us - batch.event_us).max()),
+                )
         if done.clamped:
             name = batches[0].source.name
             self.clamped_by_source[name] = self.clamped_by_source.get(name, 0) + done.clamped

@@ -12,11 +12,11 @@ from mlpd.core.columns import Column, Columns, DType
 from mlpd.core.kernels import load_kernels
 from mlpd.core.specs import SourceSpec
 from mlpd.core.time import system_clock
-from mlpd.daemon.paths import DataPaths
 from mlpd.features.catalog import Catalog, build_catalog
 from mlpd.features.offline import Events
 from mlpd.features.stamps import Stamps
 from mlpd.storage.environment import Environment
+from mlpd.storage.files import DataDirectory
 from mlpd.storage.offline import scan_events
 from mlpd.storage.segments import EVENT_TIME, KNOWN_TIME, SEQUENCE
 
@@ -30,7 +30,7 @@ WINDOW_KERNELS = "mlpd.features.window_kernel"
 class Offline:
     """The data directory as a child sees it, up to and including the sequence `through`."""
 
-    paths: DataPaths
+    paths: DataDirectory
     environment: Environment
     catalog: Catalog
     through: int
@@ -59,14 +59,16 @@ class Offline:
 @contextmanager
 def open_offline(request: Mapping[str, Any]) -> Iterator[Offline]:
     """Open the data directory for a child's request: `directory`, `catalog` and `through`."""
-    paths = DataPaths(Path(request["directory"]))
+    paths = DataDirectory(Path(request["directory"]))
     kernels = load_kernels(WINDOW_KERNELS)
     with Environment.open(paths.lmdb, clock=system_clock, readonly=True) as environment:
-        catalog = build_catalog(**request["catalog"], kernels=kernels, cache=paths.kernels)
+        catalog = build_catalog(
+            **request["catalog"], kernels=kernels, cache=paths.cache / "kernels"
+        )
         yield Offline(paths, environment, catalog, request["through"])
 
 
-def offline_request(paths: DataPaths, catalog: Catalog, through: int) -> dict[str, Any]:
+def offline_request(paths: DataDirectory, catalog: Catalog, through: int) -> dict[str, Any]:
     """Return the part of a child's request that `open_offline` reads."""
     return {"directory": str(paths.root), "catalog": catalog.to_state(), "through": through}
 

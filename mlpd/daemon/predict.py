@@ -19,9 +19,9 @@ from mlpd.core.vector import Vectorizer
 from mlpd.daemon.experiments import Experiments
 from mlpd.daemon.predictions import Prediction, PredictionIds, PredictionLog
 from mlpd.daemon.read import Read, ReadResult, given_columns
-from mlpd.daemon.routes import LiveRoute, Routes, Served
+from mlpd.daemon.routes import Routes, ServedRoute
 from mlpd.experiments.assignment import Assignment
-from mlpd.serving.batcher import Batcher
+from mlpd.serving.predictor import ServedModel
 from mlpd.serving.sessions import Scores
 from mlpd.serving.shadow import ShadowJob, ShadowRunner
 
@@ -33,8 +33,8 @@ _FEW_ROWS = 8
 """Up to here vectors are quicker built from values than from columns (35 against 130 us a row)."""
 
 Floats = NDArray[np.float64]
-Tap = Callable[[Served, str, str, Floats, Floats, ReadResult, NDArray[np.int64]], None]
-"""Called with (served, route, arm, vectors, scores, read, rows) for every run."""
+Tap = Callable[["Run", str, ReadResult], None]
+"""Called with every run, its route and the read behind it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,11 +49,11 @@ class _Draw:
 
 
 @dataclass(frozen=True, slots=True)
-class _Group:
-    """Rows of a request that one arm serves."""
+class Run:
+    """Rows of a request that one arm served: `rows` are their indexes in the request."""
 
     arm: str
-    served: Served
+    model: ServedModel
     rows: NDArray[np.int64]
     vectors: Floats
     scores: Scores
@@ -66,22 +66,23 @@ class Predict:
         self,
         routes: Routes,
         read: Read,
-        batcher: Batcher,
         experiments: Experiments,
         log: PredictionLog,
         shadows: ShadowRunner,
         tap: Tap,
+        served: Callable[[Sequence[Prediction]], None],
+        ids: PredictionIds,
         rows_max: int,
     ) -> None:
         self._routes = routes
         self._read = read
-        self._batcher = batcher
         self._experiments = experiments
         self._log = log
         self._shadows = shadows
         self._tap = tap
         self._rows_max = rows_max
-        self._ids = PredictionIds()
+        self._served = served
+        self._ids = ids
 
     async def predict(
         self,
@@ -100,7 +101,7 @@ class Predict:
         `time.monotonic()`.  Raises NotFoundError, ValidationError, DeadlineExceededError,
         OverloadedError; an arm that fails answers with the route's fallback if it has one.
         """
-        live = self._routes.live(route)
+        live = self._routes.served(route)
         self._check(rows, include)
         if not rows:
             return _answer(live, [], 0, 0)
@@ -144,7 +145,7 @@ class Predict:
                     hint=f"Known: {', '.join(INCLUDES)}.",
                 )
 
-    def _draw(self, live: LiveRoute, row: Mapping[str, Any], forced: str | None) -> _Draw:
+    def _draw(self, live: ServedRoute, row: Mapping[str, Any], forced: str | None) -> _Draw:
         spec = live.spec
         if forced is not None:
             return _Draw(spec.arm(forced).name, 1.0, None, None, 0)
@@ -159,48 +160,40 @@ class Predict:
 
     async def _run(
         self,
-        live: LiveRoute,
+        live: ServedRoute,
         arm: str,
         rows: NDArray[np.int64],
         read: ReadResult,
         deadline_s: float | None,
-    ) -> _Group:
-        served = live.arms[arm]
+    ) -> Run:
+        model = live.live.arms[arm]
         columns = _take(read.frame.columns, rows)
-        vectors = vectorize(served.version.vectorizer, columns)
-        scores = await self._batcher.predict(served.session, vectors, deadline_s=deadline_s)
-        for shadow in live.shadows:
-            self._shadow(live, served, shadow, columns, vectors, scores)
-        return _Group(arm, served, rows, vectors, scores)
+        vectors = vectorize(vectorizer_of(model), columns)
+        scores = await model.predict(vectors, deadline_s=deadline_s)
+        run = Run(arm, model, rows, vectors, scores)
+        for shadow in live.live.shadows:
+            self._shadow(live.spec.name, run, shadow, columns)
+        return run
 
-    def _shadow(
-        self,
-        live: LiveRoute,
-        served: Served,
-        shadow: Served,
-        columns: Columns,
-        vectors: Floats,
-        scores: Scores,
-    ) -> None:
+    def _shadow(self, route: str, run: Run, shadow: ServedModel, columns: Columns) -> None:
         """Queue the same features for a shadow, encoded with its own categories."""
-        if shadow.version.vectorizer != served.version.vectorizer:
-            vectors = vectorize(shadow.version.vectorizer, columns)
-        job = ShadowJob(
-            live.spec.name, served.version.reference, shadow.session, vectors, scores.score
-        )
-        self._shadows.submit(job)
+        vectors, vectorizer = run.vectors, vectorizer_of(shadow)
+        if vectorizer != vectorizer_of(run.model):
+            vectors = vectorize(vectorizer, columns)
+        primary = run.model.package.reference
+        self._shadows.submit(ShadowJob(route, primary, shadow.session, vectors, run.scores.score))
 
     def _record(
         self,
-        live: LiveRoute,
+        live: ServedRoute,
         rows: Sequence[Mapping[str, Any]],
         draws: Sequence[_Draw],
-        groups: Sequence[_Group],
+        groups: Sequence[Run],
         read: ReadResult,
     ) -> list[Prediction]:
         found: list[Prediction | None] = [None] * len(rows)
         for group in groups:
-            package = group.served.version.package
+            package = group.model.package
             for place, i in enumerate(group.rows.tolist()):
                 draw = draws[i]
                 found[i] = Prediction(
@@ -219,15 +212,20 @@ class Predict:
                     experiment=draw.experiment,
                     phase=draw.phase,
                 )
-            self._tap(
-                *(group.served, live.spec.name, group.arm, group.vectors),
-                *(group.scores.score[:, 0], read, group.rows),
-            )
+            self._tap(group, live.spec.name, read)
         predictions = [p for p in found if p is not None]
         for prediction in predictions:
             self._log.append(prediction)
-        self._experiments.exposed(predictions)
+        self._served(predictions)
         return predictions
+
+
+def vectorizer_of(model: ServedModel) -> Vectorizer:
+    """Return the vectorizer frozen into a trained version."""
+    vectorizer = model.package.signature.vectorizer
+    if vectorizer is None:
+        raise InternalError(f"model {model.package.reference} takes no features")
+    return vectorizer
 
 
 def vectorize(vectorizer: Vectorizer, columns: Columns) -> Floats:
@@ -242,7 +240,7 @@ def vectorize(vectorizer: Vectorizer, columns: Columns) -> Floats:
 
 
 def _experiment_draw(
-    live: LiveRoute, assignment: Assignment, unit: str | None, phase: int
+    live: ServedRoute, assignment: Assignment, unit: str | None, phase: int
 ) -> _Draw:
     arm = assignment.arm or live.spec.arms[0].name
     experiment = live.spec.experiment if assignment.reason == "assigned" else None
@@ -304,7 +302,7 @@ def _include(
 
 
 def _answer(
-    live: LiveRoute, rows: list[dict[str, Any]], t_us: int, sequence: int
+    live: ServedRoute, rows: list[dict[str, Any]], t_us: int, sequence: int
 ) -> dict[str, Any]:
     return {
         "route": live.spec.name,
@@ -315,7 +313,7 @@ def _answer(
     }
 
 
-def _fallback(live: LiveRoute, n: int, read: ReadResult, error: InternalError) -> dict[str, Any]:
+def _fallback(live: ServedRoute, n: int, read: ReadResult, error: InternalError) -> dict[str, Any]:
     """Answer with the route's default score; such rows are not logged, they have no vector."""
     row = {"prediction_id": None, "score": live.spec.fallback, "fallback": error.message}
     return _answer(live, [dict(row) for _ in range(n)], read.t_us, read.sequence)

@@ -22,6 +22,7 @@ from mlpd.storage.writer import Writer
 
 _FORMAT = 1
 _ID_BYTES = 16
+_UNIQUE_MASK = 0xFFFF_FFFF_FFFF
 _SCAN_ROWS = 2_000
 """Rows per snapshot of a scan: a few milliseconds, so that no snapshot grows old."""
 
@@ -103,14 +104,19 @@ class PredictionIds:
     """Makes ids, unique across restarts: a random start of 48 bits, then counting."""
 
     def __init__(self) -> None:
-        self._next = int.from_bytes(os.urandom(6), "big")
+        self._first = self._next = int.from_bytes(os.urandom(6), "big")
 
     def make(self, t_us: int, unit: str | None) -> str:
         """Return a new id in the slot of `unit` (any slot when there is none)."""
-        self._next = (self._next + 1) & 0xFFFF_FFFF_FFFF
+        self._next = (self._next + 1) & _UNIQUE_MASK
         unique = self._next.to_bytes(6, "big")
         slot = slot_of(unique if unit is None else unit.encode())
         return (t_us.to_bytes(8, "big") + slot.to_bytes(2, "big") + unique).hex()
+
+    def made(self, prediction_id: str) -> bool:
+        """Tell whether the id was made here, since this process started."""
+        behind = (int(prediction_id[20:], 16) - self._first) & _UNIQUE_MASK
+        return 0 < behind <= (self._next - self._first) & _UNIQUE_MASK
 
 
 class PredictionLog:
@@ -151,8 +157,8 @@ class PredictionLog:
             self._waiting = []
 
 
-def scan_predictions(environment: Environment) -> Iterator[tuple[Prediction, "Label | None"]]:
-    """Yield every logged prediction with its label, in key order, through short snapshots."""
+def scan_predictions(environment: Environment) -> Iterator[list[tuple[Prediction, "Label | None"]]]:
+    """Yield the logged predictions with their labels, in key order, one short snapshot a list."""
     start = b""
     while True:
         with environment.snapshot() as snapshot:
@@ -163,8 +169,10 @@ def scan_predictions(environment: Environment) -> Iterator[tuple[Prediction, "La
                 )
             ]
             labels = snapshot.get_many(Table.LABELS, [key for key, _ in rows])
-        for (key, value), label in zip(rows, labels, strict=True):
-            yield decode_prediction(key, value), None if label is None else Label.decode(label)
+        yield [
+            (decode_prediction(key, value), None if label is None else Label.decode(label))
+            for (key, value), label in zip(rows, labels, strict=True)
+        ]
         if len(rows) < _SCAN_ROWS:
             return
         start = rows[-1][0] + b"\x00"

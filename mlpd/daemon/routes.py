@@ -14,15 +14,15 @@ import msgpack
 
 from mlpd.core.errors import ConflictError, MlpdError, NotFoundError, UnavailableError
 from mlpd.core.specs import Closure
-from mlpd.core.time import Clock, format_time
+from mlpd.core.time import format_time
 from mlpd.daemon.experiments import Experiments
 from mlpd.daemon.packages import TrainedVersion, read_version
 from mlpd.daemon.state import CatalogState
 from mlpd.experiments.rendezvous import Rendezvous
 from mlpd.registry.models import Registry
-from mlpd.serving.pool import SessionPool
-from mlpd.serving.routes import ModelRef, RouteSpec, diff_routes
-from mlpd.serving.sessions import Session
+from mlpd.serving.package import ModelPackage
+from mlpd.serving.routes import RouteSpec, diff_routes
+from mlpd.serving.table import LiveRoute, ModelTable
 from mlpd.storage.environment import Environment
 from mlpd.storage.tables import Table
 from mlpd.storage.transactions import WriteTransaction
@@ -35,62 +35,44 @@ _log = logging.getLogger("mlpd.routes")
 
 
 @dataclass(frozen=True, slots=True)
-class Served:
-    """A version ready to predict: its files parsed, its session loaded and checked."""
-
-    version: TrainedVersion
-    session: Session
-
-
-@dataclass(frozen=True, slots=True)
-class LiveRoute:
+class ServedRoute:
     """A route at work; immutable, so a request holds one consistent whole.
 
-    `arms`: by name; `draw`: chooses among them by unit when there is no experiment.
+    `live`: the loaded arms and shadows.  `draw`: chooses an arm by unit without an experiment.
     """
 
     spec: RouteSpec
     closure: Closure
-    arms: Mapping[str, Served]
-    shadows: tuple[Served, ...]
+    live: LiveRoute
     draw: Rendezvous
 
 
-class Models:
-    """Loads versions for routes and /v2; one copy of each, however many ask."""
+class Versions:
+    """The parsed files of loaded versions: vectorizer, profile, lineage by `model@version`."""
 
-    def __init__(self, registry: Registry, pool: SessionPool) -> None:
+    def __init__(self, registry: Registry) -> None:
         self._registry = registry
-        self._pool = pool
-        self._served: dict[str, Served] = {}
-        self._lock = asyncio.Lock()
+        self._parsed: dict[str, TrainedVersion] = {}
 
-    async def load(self, model: str, selector: int | str) -> Served:
-        """Return a version, loaded; raises NotFoundError, or what loading raises."""
-        version = self._registry.get(model, selector)
-        found = self._served.get(version.reference)
-        if found is not None:
-            return found
-        async with self._lock:
-            if version.reference not in self._served:
-                loaded = await self._registry.load(model, version.number)
-                trained = await asyncio.to_thread(read_version, loaded)
-                session = await self._pool.load(trained.package)
-                self._served[version.reference] = Served(trained, session)
-            return self._served[version.reference]
+    async def fetch(self, model: str, number: int) -> ModelPackage:
+        """Return a version's package, every digest verified; what the model table loads with."""
+        loaded = await self._registry.load(model, number)
+        trained = await asyncio.to_thread(read_version, loaded)
+        self._parsed[trained.reference] = trained
+        return trained.package
 
-    def loaded(self) -> dict[str, Served]:
-        """Return the loaded versions by `model@version`."""
-        return dict(self._served)
+    def aliases(self, model: str) -> dict[str, int]:
+        """Return a model's aliases with the versions that they point to."""
+        return {a.alias: a.version for a in self._registry.aliases(model) if a.version is not None}
 
-    def unload(self, reference: str) -> None:
-        """Forget a loaded version; requests and routes that hold it go on."""
-        self._served.pop(reference, None)
+    def get(self, reference: str) -> TrainedVersion:
+        """Return a loaded version's files; KeyError for one that isn't loaded."""
+        return self._parsed[reference]
 
     def keep_only(self, references: frozenset[str]) -> None:
-        """Forget every loaded version that is not among `references`."""
-        for reference in self._served.keys() - references:
-            del self._served[reference]
+        """Forget the files of every version that is no longer loaded."""
+        for reference in self._parsed.keys() - references:
+            del self._parsed[reference]
 
 
 class Routes:
@@ -101,20 +83,18 @@ class Routes:
         environment: Environment,
         writer: Writer,
         state: CatalogState,
-        registry: Registry,
-        models: Models,
+        table: ModelTable,
+        versions: Versions,
         experiments: Experiments,
-        clock: Clock,
     ) -> None:
         self._environment = environment
         self._writer = writer
         self._state = state
-        self._registry = registry
-        self._models = models
+        self._table = table
+        self._versions = versions
         self._experiments = experiments
-        self._clock = clock
         self._specs: dict[str, RouteSpec] = {}
-        self._live: dict[str, LiveRoute] = {}
+        self._served: dict[str, ServedRoute] = {}
         self._broken: dict[str, str] = {}
         self._lock = asyncio.Lock()
 
@@ -125,16 +105,16 @@ class Routes:
         for value in stored:
             spec = RouteSpec.from_dict(msgpack.unpackb(value))
             self._specs[spec.name] = spec
-            await self._reload(spec)
+            await self._serve_or_note(spec)
 
-    def live(self, name: str) -> LiveRoute:
+    def served(self, name: str) -> ServedRoute:
         """Return the route that serves `name` now.
 
         Raises NotFoundError(code="unknown_route"), or UnavailableError(code="route_broken").
         """
-        live = self._live.get(name)
-        if live is not None:
-            return live
+        served = self._served.get(name)
+        if served is not None:
+            return served
         self._find(name)
         raise UnavailableError(
             f"route {name!r} can't serve: {self._broken.get(name, 'it is being loaded')}",
@@ -148,14 +128,11 @@ class Routes:
 
     def get(self, name: str) -> dict[str, Any]:
         """Return a route with the versions that serve it now."""
-        spec, live = self._find(name), self._live.get(name)
-        return {
-            **spec.to_dict(),
-            "serving": None
-            if live is None
-            else {arm: served.version.reference for arm, served in live.arms.items()},
-            "error": self._broken.get(name),
-        }
+        spec, served = self._find(name), self._served.get(name)
+        serving = None
+        if served is not None:
+            serving = {arm: m.package.reference for arm, m in served.live.arms.items()}
+        return {**spec.to_dict(), "serving": serving, "error": self._broken.get(name)}
 
     def history(self, name: str) -> list[dict[str, Any]]:
         """Return a route's versions, newest first, each with what it changed."""
@@ -191,10 +168,11 @@ class Routes:
             if old is None and len(self._specs) >= ROUTES_MAX:
                 raise ConflictError(f"there are {ROUTES_MAX} routes already", code="too_many")
             spec = RouteSpec.from_dict({**document, "name": name, "version": newest + 1})
-            live = await self._load(spec)
+            self._check(spec)
+            await self._serve({**self._working(), name: spec})
             await self._store(old, spec, by)
             self._specs[name] = spec
-            self._swap(live)
+            self._broken.pop(name, None)
         return self.get(name)
 
     async def rollback(self, name: str, version: int, *, by: str) -> dict[str, Any]:
@@ -227,23 +205,15 @@ class Routes:
                 txn.put(Table.ROUTES, _history_key(name, old.version + 1), msgpack.packb(entry))
 
             await self._writer.write(write)
-            self._specs.pop(name)
-            self._live.pop(name, None)
+            del self._specs[name]
             self._broken.pop(name, None)
-            self._forget_unused()
+            await self._serve({n: s for n, s in self._working().items() if n != name})
 
-    async def refresh(self, model: str) -> None:
-        """Load again the routes that name `model` by an alias: it may have moved."""
+    async def refresh(self) -> None:
+        """Serve what aliases and definitions say now; a route that can't goes on as it was."""
         async with self._lock:
             for spec in list(self._specs.values()):
-                if any(ref.model == model and ref.version is None for ref in spec.references):
-                    await self._reload(spec)
-
-    async def refresh_all(self) -> None:
-        """Load all routes again: the definitions have changed."""
-        async with self._lock:
-            for spec in list(self._specs.values()):
-                await self._reload(spec)
+                await self._serve_or_note(spec)
 
     def _newest_version(self, name: str) -> int:
         """Return the last number that the route's history used; it outlives deletion."""
@@ -263,52 +233,48 @@ class Routes:
             )
         return spec
 
-    async def _reload(self, spec: RouteSpec) -> None:
+    def _working(self) -> dict[str, RouteSpec]:
+        return {name: served.spec for name, served in self._served.items()}
+
+    async def _serve_or_note(self, spec: RouteSpec) -> None:
         try:
-            live = await self._load(spec)
+            self._check(spec)
+            await self._serve({**self._working(), spec.name: spec})
         except MlpdError as error:
-            _log.exception("route %s can't be loaded", spec.name)
+            _log.warning("route %s can't be served: %s", spec.name, error.message)
             self._broken[spec.name] = error.message
-            return
-        self._swap(live)
+        else:
+            self._broken.pop(spec.name, None)
 
-    def _swap(self, live: LiveRoute) -> None:
-        self._live[live.spec.name] = live
-        self._broken.pop(live.spec.name, None)
-        self._forget_unused()
-
-    def _forget_unused(self) -> None:
-        self._models.keep_only(
-            frozenset(
-                served.version.reference
-                for live in self._live.values()
-                for served in (*live.arms.values(), *live.shadows)
-            )
+    async def _serve(self, specs: Mapping[str, RouteSpec]) -> None:
+        """Load what `specs` need, check it, and make them the routes that are served."""
+        before = self._working()
+        await self._table.apply(specs.values())
+        try:
+            served = {name: self._resolve(live) for name, live in self._table.routes().items()}
+        except MlpdError:
+            await self._table.apply(before.values())
+            raise
+        self._served = served
+        loaded = self._table.models().values()
+        self._versions.keep_only(
+            frozenset(m.package.reference for models in loaded for m in models.values())
         )
 
-    async def _load(self, spec: RouteSpec) -> LiveRoute:
-        catalog = self._state.catalog
-        catalog.definitions.service(spec.service)
-        closure = catalog.closures[spec.service]
+    def _check(self, spec: RouteSpec) -> None:
+        self._state.catalog.definitions.service(spec.service)
         if spec.experiment is not None:
             _check_experiment(spec, self._experiments)
-        arms = {arm.name: await self._serve(arm.model, closure) for arm in spec.arms}
-        shadows = tuple([await self._serve(ref, closure) for ref in spec.shadows])
-        weights = {arm.name: arm.weight for arm in spec.arms}
-        return LiveRoute(spec, closure, arms, shadows, Rendezvous(("route", spec.name), weights))
 
-    async def _serve(self, ref: ModelRef, closure: Closure) -> Served:
-        number = ref.resolve(lambda model, alias: self._registry.get(model, alias).number)
-        served = await self._models.load(ref.model, number)
-        pinned = served.version.lineage.service_hash
-        if pinned != closure.hash:
-            raise ConflictError(
-                f"{served.version.reference} was trained on another version of service "
-                f"{closure.service.name!r} ({pinned[:8]}, now {closure.hash[:8]})",
-                code="service_mismatch",
-                hint="Train it again on the present definitions, or apply the former ones.",
-            )
-        return served
+    def _resolve(self, live: LiveRoute) -> ServedRoute:
+        closure = self._state.catalog.closures[live.spec.service]
+        for model in (*live.arms.values(), *live.shadows):
+            pinned = self._versions.get(model.package.reference).lineage.service_hash
+            if pinned != closure.hash:
+                raise _service_mismatch(model.package.reference, closure, pinned)
+        weights = {arm.name: arm.weight for arm in live.spec.arms}
+        draw = Rendezvous(("route", live.spec.name), weights)
+        return ServedRoute(live.spec, closure, live, draw)
 
     async def _store(self, old: RouteSpec | None, spec: RouteSpec, by: str) -> None:
         changes = diff_routes(old, spec)
@@ -326,6 +292,15 @@ class Routes:
             txn.put(Table.ROUTES, _history_key(spec.name, spec.version), msgpack.packb(entry))
 
         await self._writer.write(write)
+
+
+def _service_mismatch(reference: str, closure: Closure, pinned: str) -> ConflictError:
+    return ConflictError(
+        f"{reference} was trained on another version of service "
+        f"{closure.service.name!r} ({pinned[:8]}, now {closure.hash[:8]})",
+        code="service_mismatch",
+        hint="Train it again on the present definitions, or apply the former ones.",
+    )
 
 
 def _check_experiment(spec: RouteSpec, experiments: Experiments) -> None:

@@ -17,12 +17,12 @@ from mlpd.core.config import TrainingConfig
 from mlpd.core.errors import ConflictError, MlpdError, NotFoundError, ValidationError
 from mlpd.core.time import Clock, format_time
 from mlpd.daemon.offline import offline_request
-from mlpd.daemon.paths import DataPaths
 from mlpd.daemon.process import Child
 from mlpd.daemon.state import CatalogState
 from mlpd.registry.models import Registry
 from mlpd.registry.records import Cause
 from mlpd.storage.environment import Environment
+from mlpd.storage.files import DataDirectory
 from mlpd.storage.tables import Table
 from mlpd.storage.transactions import WriteTransaction
 from mlpd.storage.writer import Writer
@@ -33,8 +33,8 @@ LISTED_MAX = 1000
 LOG_BYTES_MAX = 1024 * 1024
 DEPLOYS = ("none", "champion")
 
-Published = Callable[[str, int], Awaitable[None]]
-"""Called with (model, version) after an alias moved, so that routes follow."""
+Published = Callable[[], Awaitable[None]]
+"""Called after an alias moved, so that routes follow."""
 
 _log = logging.getLogger("mlpd.runs")
 
@@ -48,7 +48,7 @@ class Runs:
         writer: Writer,
         state: CatalogState,
         registry: Registry,
-        paths: DataPaths,
+        paths: DataDirectory,
         config: TrainingConfig,
         clock: Clock,
         on_alias: Published,
@@ -269,7 +269,7 @@ class Runs:
             await self._registry.move_alias(
                 job.model, "champion", version.number, why, expected="any"
             )
-            await self._on_alias(job.model, version.number)
+            await self._on_alias()
         return {
             "model": job.model,
             "version": version.number,

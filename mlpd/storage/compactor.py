@@ -4,7 +4,8 @@ import asyncio
 import logging
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -117,6 +118,12 @@ class Compactor:
             self._last_s = self._monotonic()
             await self._purge(manifest.first_sequence)
             return manifest
+
+    @asynccontextmanager
+    async def paused(self) -> AsyncIterator[None]:
+        """Wait for a compaction under way and hold off others: the log's tail stays whole."""
+        async with self._running:
+            yield
 
     async def _purge(self, start: int | None) -> None:
         # In small operations: deleting 500,000 records in one would hold up ingest for a second.

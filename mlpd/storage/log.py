@@ -111,7 +111,7 @@ def _int64_bytes(times_us: NDArray[np.int64]) -> bytes:
 
 
 def read_records(
-    snapshot: Snapshot,
+    snapshot: Snapshot | WriteTransaction,
     first: int = 1,
     last: int | None = None,
     *,
@@ -129,7 +129,7 @@ def read_records(
 
 
 def copy_records(
-    snapshot: Snapshot,
+    snapshot: Snapshot | WriteTransaction,
     first: int = 1,
     last: int | None = None,
     *,
@@ -233,7 +233,7 @@ def _check_rows(count: int, known_count: int, columns: Columns) -> None:
         )
 
 
-def _start_key(snapshot: Snapshot, first: int) -> bytes:
+def _start_key(snapshot: Snapshot | WriteTransaction, first: int) -> bytes:
     """Return the key of the record that holds sequence `first`, or the nearest before it."""
     for key, _ in snapshot.scan(Table.LOG, stop=u64be(first + 1), reverse=True):
         return key

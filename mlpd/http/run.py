@@ -1,0 +1,38 @@
+"""Running a daemon behind its HTTP server until a signal: `mlpd serve`."""
+
+import asyncio
+import logging
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+from mlpd.core.config import Config
+from mlpd.daemon.app import Daemon
+from mlpd.http.api import build_routes
+from mlpd.http.server import HttpServer
+
+_log = logging.getLogger("mlpd")
+
+
+async def serve(config: Config, directory: Path, on_ready: Callable[[str], None]) -> None:
+    """Serve `directory` until SIGTERM or SIGINT, then stop gracefully: drain, flush, close.
+
+    `on_ready` is called once with the URL.  Raises UnavailableError for a port or directory in use.
+    """
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    daemon = Daemon(directory, config)
+    server = HttpServer(config.server, build_routes(daemon), daemon.monitor.observe_request)
+    try:
+        await server.start(daemon.paths.socket)
+        daemon.lock.announce(server.url)
+        await daemon.start()
+        on_ready(server.url)
+        await stopping.wait()
+        _log.info("stopping")
+        daemon.refuse()
+    finally:
+        await server.stop()
+        await daemon.stop()
