@@ -18,11 +18,12 @@ class ServedModel:
     Whoever holds it may use it: a version that was swapped out serves its last requests to the end.
     """
 
-    __slots__ = ("__weakref__", "_batcher", "session")
+    __slots__ = ("__weakref__", "_batcher", "_trained", "session")
 
     def __init__(self, session: Session, batcher: Batcher) -> None:
         self.session: Final = session
         self._batcher: Final = batcher
+        self._trained: Final = session.package.trained
 
     @property
     def package(self) -> ModelPackage:
@@ -68,11 +69,11 @@ class ServedModel:
         )
 
     def _require(self, *, trained: bool) -> None:
-        if self.package.trained is trained:
+        if self._trained is trained:
             return
         takes = "named tensors, not a feature vector", "a feature vector, not named tensors"
         raise ValidationError(
-            f"model {self.package.reference} takes {takes[self.package.trained]}",
+            f"model {self.package.reference} takes {takes[self._trained]}",
             code="wrong_model_kind",
             hint="See the model's metadata for its inputs.",
         )

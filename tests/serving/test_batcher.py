@@ -26,7 +26,7 @@ from mlpd.serving.batcher import Batcher
 from mlpd.serving.jobs import BATCH_ROWS
 from mlpd.serving.package import ModelPackage
 from mlpd.serving.sessions import Scores, Session
-from mlpd.serving.statistics import RunCost
+from mlpd.serving.statistics import BATCH_SIZES_MAX, Execution, ModelStatistics, RunCost
 
 MakePackage = Callable[..., ModelPackage]
 Floats = NDArray[np.float64]
@@ -304,14 +304,36 @@ async def test_statistics_count_rows_requests_and_batches(
     batcher: Batcher, watched: WatchedSession, some_rows: Rows
 ) -> None:
     await asyncio.gather(*(batcher.predict(watched, some_rows(2)) for _ in range(5)))
-    stats = watched.statistics
-    assert (stats.inference_count, stats.execution_count) == (10, 2)
-    assert stats.queue.count == stats.compute_infer.count == 5
-    assert {rows: batch.compute_infer.count for rows, batch in stats.batches.items()} == {
-        2: 1,
-        8: 1,
-    }
-    assert stats.compute_infer.ns > 0
+    stats = watched.statistics.to_dict()
+    assert (stats["inference_count"], stats["execution_count"]) == (10, 2)
+    assert stats["inference_stats"]["queue"]["count"] == 5
+    assert stats["inference_stats"]["compute_infer"]["count"] == 5
+    assert stats["inference_stats"]["compute_infer"]["ns"] > 0
+    counts = {b["batch_size"]: b["compute_infer"]["count"] for b in stats["batch_stats"]}
+    assert counts == {2: 1, 8: 1}
+
+
+def test_the_number_of_batch_sizes_is_bounded_and_nothing_is_lost() -> None:
+    stats = ModelStatistics()
+    for rows in [*range(1, BATCH_SIZES_MAX + 50), 1]:
+        stats.record_execution(Execution(rows, 0, 10, 0), requests=1, queue_ns=0)
+    assert len(stats.batches) == BATCH_SIZES_MAX + 1
+    assert stats.batches[0].executions == 49
+    assert stats.execution_count == BATCH_SIZES_MAX + 50
+    assert stats.to_dict()["inference_stats"]["compute_infer"]["ns"] == 10 * stats.execution_count
+
+
+@given(st.integers(1, 300), st.floats(1, 100))
+def test_one_preempted_run_moves_the_cost_by_little(rows: int, us_per_row: float) -> None:
+    cost = RunCost()
+    for _ in range(30):
+        cost.add(rows, rows * us_per_row)
+    assert cost.us_per_row == pytest.approx(us_per_row)
+    cost.add(rows, 1e9)
+    assert cost.us_per_row < us_per_row * 1.4
+    for _ in range(30):
+        cost.add(rows, rows * us_per_row)
+    assert cost.us_per_row == pytest.approx(us_per_row, rel=0.05)
 
 
 request_strategy = st.fixed_dictionaries(
