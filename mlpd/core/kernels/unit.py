@@ -138,10 +138,12 @@ def cache_key(unit: Unit) -> str:
 
 @functools.cache
 def _toolchain() -> tuple[bytes, ...]:
-    """Return what is the same for all units of this process."""
+    """Return what all units share: versions, the machine, and how we compile and call."""
     packages = ("numba", "llvmlite", "numpy")
     versions = [importlib.metadata.version(package) for package in packages]
-    return repr((FORMAT, sys.version_info[:2], versions)).encode(), host_cpu()
+    here = Path(__file__).parent
+    ours = [(here / name).read_bytes() for name in ("compile.py", "call.py")]
+    return repr((FORMAT, sys.version_info[:2], versions)).encode(), host_cpu(), *ours
 
 
 def host_cpu() -> bytes:
