@@ -247,14 +247,13 @@ class Runs:
                 if message["kind"] == "done":
                     result: dict[str, Any] = message["result"]
                     return result
-                message.pop("kind")
-                self._progress[run.run_id] = message
+                self._progress[run.run_id] = {k: v for k, v in message.items() if k != "kind"}
 
     async def _publish(self, run: Run, trained: dict[str, Any], out: Path) -> dict[str, Any]:
         """Register what the child made, then gate, then deploy; never half of it."""
         job = self._state.catalog.definitions.job(run.job)
         parity = trained["parity"]
-        if not parity["bit_equal"]:
+        if parity["different"]:
             raise MlpdError(
                 f"the exported model differs from LightGBM: {parity}",
                 code="parity_failed",
@@ -265,9 +264,10 @@ class Runs:
         version = await self._registry.register(job.model, files, trained["lineage"], cause)
         report = gate_report(job.gate, trained["metrics"])
         if run.deploy == "champion" and report["passed"]:
+            aliases = {alias.alias: alias.version for alias in self._registry.aliases(job.model)}
             why = Cause(f"run {run.run_id}", "gate passed", report)
             await self._registry.move_alias(
-                job.model, "champion", version.number, why, expected="any"
+                job.model, "champion", version.number, why, expected=aliases.get("champion")
             )
             await self._on_alias()
         return {
@@ -275,7 +275,10 @@ class Runs:
             "version": version.number,
             "digest": version.digest,
             "metrics": trained["metrics"],
-            "parity": parity,
+            "parity": {
+                "rows": parity["rows"],
+                "bit_equal": parity["rows"] - parity["different"],
+            },
             "gate": report,
             "deployed": run.deploy if report["passed"] else "none",
         }
