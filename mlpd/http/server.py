@@ -20,7 +20,8 @@ from mlpd.core.config import ServerConfig
 from mlpd.core.errors import InternalError, MlpdError, NotFoundError, UnavailableError
 from mlpd.http.routes import Handler, Route
 from mlpd.http.security import HostGuard
-from mlpd.http.wire import encode
+from mlpd.http.wire import BODY_BYTES_MAX, JSON, check_length, encode
+from mlpd.serving.oip_metadata import error_document
 
 Observe = Callable[[str, int, float], None]
 """Called after every request with (route path, status, seconds)."""
@@ -44,6 +45,7 @@ class HttpServer:
         self._guard = HostGuard(config)
         self._observe = observe
         self._app = web.Application(client_max_size=config.body_bytes_max)
+        self._app[BODY_BYTES_MAX] = config.body_bytes_max
         self._add_routes(list(routes))
         self._runner: web.AppRunner | None = None
         self._socket_path: Path | None = None
@@ -109,6 +111,7 @@ class HttpServer:
         async def answer(request: web.Request) -> web.StreamResponse:
             try:
                 check(request)
+                check_length(request)
                 return await handler(request)
             except MlpdError as error:
                 return error_response(error, plain=plain)
@@ -125,14 +128,11 @@ class HttpServer:
 
 def error_response(error: MlpdError, *, plain: bool = False) -> web.Response:
     """Return the answer for an error: `{"error": {...}}`, or `{"error": "text"}` when `plain`."""
-    shape: Any = error.message if plain else error.to_dict()
-    headers = {}
+    document: dict[str, Any] = error_document(error) if plain else {"error": error.to_dict()}
+    headers = {"Content-Type": JSON}
     if error.status == UnavailableError.status:
         headers["Retry-After"] = str(max(1, round(error.details.get("retry_after_s", 1))))
-    body = encode({"error": shape}, "application/json")
-    return web.Response(
-        body=body, status=error.status, headers={"Content-Type": "application/json", **headers}
-    )
+    return web.Response(body=encode(document, JSON), status=error.status, headers=headers)
 
 
 def _wrong_method(allowed: list[str]) -> Handler:

@@ -14,22 +14,34 @@ import numpy as np
 from aiohttp import web
 
 from mlpd.core.errors import InvalidRequestError, TooLargeError, ValidationError
+from mlpd.http.shapes import Shape
 
 JSON, MSGPACK = "application/json", "application/msgpack"
 ARROW = "application/vnd.apache.arrow.stream"
 _MSGPACK_NAMES = (MSGPACK, "application/x-msgpack", "application/vnd.msgpack")
 
+PARQUET = "application/vnd.apache.parquet"
+
+BY = "x-mlpd-by"
+"""Header that names who asks for a change."""
+
+BY_CHARS_MAX = 100
 OFF_LOOP_BYTES = 64 * 1024
 """A JSON body of this size takes about 0.5 ms to decode."""
+
+BODY_BYTES_MAX = web.AppKey("body_bytes_max", int)
+"""Where a server keeps `[server] body_bytes_max`."""
 
 _ITEMS_MAX = 4_000_000
 
 
-async def read_body(request: web.Request, bytes_max: int) -> bytes:
-    """Return the whole body, at most `bytes_max` bytes, also of a streamed one; else raise 413."""
-    declared = request.content_length
-    if declared is not None and declared > bytes_max:
-        raise _too_large(bytes_max)
+async def read_body(request: web.Request) -> bytes:
+    """Return the whole body, inflated if it was compressed.
+
+    Raises TooLargeError(code="body_too_large") as soon as it is over the limit, streamed or not.
+    """
+    check_length(request)
+    bytes_max = request.app[BODY_BYTES_MAX]
     parts, size = [], 0
     async for part in request.content.iter_any():
         size += len(part)
@@ -39,13 +51,25 @@ async def read_body(request: web.Request, bytes_max: int) -> bytes:
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-async def read_value(request: web.Request, bytes_max: int) -> Any:
+def check_length(request: web.Request) -> None:
+    """Raise TooLargeError if the body says itself that it is over the limit."""
+    declared, bytes_max = request.content_length, request.app[BODY_BYTES_MAX]
+    if declared is not None and declared > bytes_max:
+        raise _too_large(bytes_max)
+
+
+async def read_fields(request: web.Request, shape: Shape) -> dict[str, Any]:
+    """Return the fields of a body of this shape; raises as `read_value` and `Shape.read`."""
+    return shape.read(await read_value(request))
+
+
+async def read_value(request: web.Request) -> Any:
     """Return the decoded JSON or msgpack body; no body is None.
 
     Raises ValidationError(code="malformed_body"), InvalidRequestError(
     code="unsupported_media_type") or TooLargeError(code="body_too_large").
     """
-    body = await read_body(request, bytes_max)
+    body = await read_body(request)
     if not body:
         return None
     if len(body) > OFF_LOOP_BYTES:
@@ -135,3 +159,8 @@ def _too_large(bytes_max: int) -> TooLargeError:
         code="body_too_large",
         hint="Send it in parts, or raise [server] body_bytes_max.",
     )
+
+
+def read_by(request: web.Request) -> str:
+    """Return who changes something, as they name themselves in `x-mlpd-by`; for histories."""
+    return request.headers.get(BY, "").strip()[:BY_CHARS_MAX] or "somebody over HTTP"

@@ -1,0 +1,72 @@
+"""Handlers of operation: health, status, the API's description, the shipped documentation."""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+
+import mlpd
+from mlpd.core.errors import NotFoundError, UnavailableError
+from mlpd.daemon.app import Daemon
+from mlpd.http.shapes import Field, Shape
+from mlpd.http.wire import respond
+
+ALIVE = Shape({"alive": Field("flag", "True.")})
+READY = Shape({"ready": Field("flag", "True.")})
+STATUS = Shape({"version": Field("text", "mlpd's version."), "ready": Field("flag", "As /readyz.")})
+
+_DOCS = Path(mlpd.__file__).parent / "docs"
+
+
+class OperationHandlers:
+    """Answers for the daemon itself."""
+
+    def __init__(self, daemon: Daemon, document: dict[str, Any]) -> None:
+        self._daemon = daemon
+        self._document = document
+
+    async def alive(self, request: web.Request) -> web.Response:
+        """Return 200 while the process lives."""
+        return await respond(request, {"alive": True})
+
+    async def ready(self, request: web.Request) -> web.Response:
+        """Return 200 when requests are welcome, 503 while starting and stopping."""
+        if not self._daemon.ready:
+            raise UnavailableError(
+                "the daemon is starting or stopping", code="not_ready", hint="Ask again shortly."
+            )
+        return await respond(request, {"ready": True})
+
+    async def status(self, request: web.Request) -> web.Response:
+        """Return what runs, how much there is and how long it has been up."""
+        return await respond(request, await asyncio.to_thread(self._daemon.status))
+
+    async def openapi(self, request: web.Request) -> web.Response:
+        """Return the description of this API."""
+        return await respond(request, self._document)
+
+    async def docs(self, _: web.Request) -> web.Response:
+        """Return the list of the documentation's pages, as Markdown."""
+        pages = await asyncio.to_thread(_pages)
+        lines = [f"- [{name}](/docs/{name})" for name in sorted(pages)]
+        return _markdown("\n".join(["# mlpd", "", *lines, ""]))
+
+    async def page(self, request: web.Request) -> web.Response:
+        """Return one page of the documentation, as Markdown."""
+        name = request.match_info["page"]
+        page = (await asyncio.to_thread(_pages)).get(name)
+        if page is None:
+            raise NotFoundError(
+                f"there is no page {name!r}", code="unknown_page", hint="/docs lists all."
+            )
+        return _markdown(await asyncio.to_thread(page.read_text, "utf-8"))
+
+
+def _pages() -> dict[str, Path]:
+    """Return the pages by name: what isn't listed can't be asked for."""
+    return {path.relative_to(_DOCS).as_posix(): path for path in _DOCS.rglob("*.md")}
+
+
+def _markdown(text: str) -> web.Response:
+    return web.Response(text=text, content_type="text/markdown", charset="utf-8")
