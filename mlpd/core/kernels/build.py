@@ -1,6 +1,7 @@
 """Getting compiled kernels: from the cache, or from the compile child on a miss."""
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -23,6 +24,8 @@ from mlpd.core.kernels.unit import (
     default_cache_dir,
     source_unit,
 )
+
+_log = logging.getLogger(__name__)
 
 COMPILE_TIMEOUT_S = 120.0
 NUMBA_SWITCHES = {
@@ -125,6 +128,7 @@ def _map(data: bytes, unit: Unit) -> elf.Image:
 
 def _compile(units: Sequence[Unit], cache_dir: Path) -> None:
     """Compile into the cache, in a child; raises the first error found."""
+    _log.info("compiling %s: once per machine and version", ", ".join(u.name for u in units))
     request = {"cache_dir": str(cache_dir), "units": [unit.describe() for unit in units]}
     answers = json.loads(_run_child(json.dumps(request)))
     for unit, answer in zip(units, answers, strict=True):
