@@ -12,6 +12,7 @@ import pytest_asyncio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from onnx import TensorProto, helper
 
 from mlpd.core.errors import (
     DeadlineExceededError,
@@ -23,6 +24,7 @@ from mlpd.core.errors import (
     ValidationError,
 )
 from mlpd.serving.batcher import Batcher
+from mlpd.serving.graphs import read_signature
 from mlpd.serving.jobs import BATCH_ROWS
 from mlpd.serving.package import ModelPackage
 from mlpd.serving.sessions import Scores, Session
@@ -272,6 +274,23 @@ async def test_features_of_another_shape_or_type_are_refused(
 ) -> None:
     with pytest.raises(ValidationError, match=r"takes float64 \[n, 4\]"):
         await batcher.predict(session, features)
+
+
+@pytest.mark.parametrize("us_per_row", [CHEAP_US, DEAR_US])
+async def test_requests_on_named_tensors_are_never_merged(
+    batcher: Batcher, graph_onnx: Callable[..., bytes], us_per_row: float
+) -> None:
+    column: dict[str, Any] = {"x": (TensorProto.DOUBLE, [None])}
+    total = helper.make_node("ReduceSum", ["x"], ["y"], keepdims=1)
+    made = graph_onnx([total], column, {"y": column["x"]})  # mixes the rows of a batch
+    session = WatchedSession(
+        ModelPackage("user", 1, "sha256:u", made, read_signature(made)), us_per_row
+    )
+    replies = await asyncio.gather(
+        *(batcher.predict_named(session, {"x": np.array([i, i])}, 2) for i in (1.0, 2.0, 3.0))
+    )
+    assert [reply["y"].tolist() for reply in replies] == [[2.0], [4.0], [6.0]]
+    assert session.statistics.execution_count == 3
 
 
 async def test_no_rows_give_no_scores(batcher: Batcher, session: Session) -> None:

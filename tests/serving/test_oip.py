@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import math
 from typing import Any
@@ -244,6 +245,13 @@ def test_the_features_tensor_is_taken_as_it_is() -> None:
     data = [[1.0, 7, 1.5, 1, None], [0, 1, 2, 3, 4]]
     request = parse_request({"inputs": [tensor("features", "FP64", [2, 5], data)]})
     assert features_of(request, TRAINED).tolist()[1] == [0.0, 1.0, 2.0, 3.0, 4.0]
+
+
+def test_a_model_whose_only_feature_is_called_features_takes_it_by_name() -> None:
+    vectorizer = Vectorizer((VectorFeature("features", DType.INT64),))
+    package = dataclasses.replace(TRAINED, signature=Signature.of_vectors(vectorizer, 1))
+    request = parse_request({"inputs": [tensor("features", "INT64", [2], [5, 6])]})
+    assert features_of(request, package).tolist() == [[5.0], [6.0]]
 
 
 @pytest.mark.parametrize(

@@ -1,3 +1,4 @@
+import doctest
 import json
 import math
 
@@ -8,6 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as stn
 
 from mlpd.core.errors import ValidationError
+from mlpd.serving import paired
 from mlpd.serving.paired import PairedDifference
 
 SCORES = st.floats(-1e3, 1e3, allow_subnormal=False)
@@ -47,6 +49,11 @@ def brute_force(
             d.append(s[p.index(max(p))] - p[p.index(max(p))])
             differ.append(p.index(max(p)) != s.index(max(s)))
     return d, differ
+
+
+def test_the_documented_example_runs() -> None:
+    assert doctest.testmod(paired).failed == 0
+    assert doctest.testmod(paired).attempted > 0
 
 
 def test_a_large_common_difference_keeps_the_variance() -> None:

@@ -1,9 +1,11 @@
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
@@ -70,6 +72,33 @@ def test_a_wrong_link_is_found_by_the_golden_scores(tree_package: MakePackage) -
     package = dataclasses.replace(tree_package(), link={"kind": "sigmoid", "scale": 1.0001})
     with pytest.raises(ValidationError, match="'score'"):
         Session(package).verify()
+
+
+def test_a_graph_that_mixes_the_rows_of_a_batch_is_refused(
+    tree_package: MakePackage, graph_onnx: Callable[..., bytes]
+) -> None:
+    package = tree_package()
+    matrix = (TensorProto.DOUBLE, [None, 4])
+    running_sum = graph_onnx(
+        [
+            helper.make_node("Slice", ["features", "start", "end", "axis"], ["first"]),
+            helper.make_node("CumSum", ["first", "rows"], ["raw_score"]),
+        ],
+        {"features": matrix},
+        {"raw_score": (TensorProto.DOUBLE, [None, 1])},
+        [
+            helper.make_tensor("start", TensorProto.INT64, [1], [0]),
+            helper.make_tensor("end", TensorProto.INT64, [1], [1]),
+            helper.make_tensor("axis", TensorProto.INT64, [1], [1]),
+            helper.make_tensor("rows", TensorProto.INT64, [], [0]),
+        ],
+    )
+    mixing = dataclasses.replace(package, onnx=running_sum, golden=None)
+    assert package.golden is not None
+    raw = Session(mixing).run(package.golden.inputs["features"])
+    golden = GoldenRows(package.golden.inputs, {"raw_score": raw})
+    with pytest.raises(ValidationError, match="'raw_score' differs in row 1"):
+        Session(dataclasses.replace(mixing, golden=golden)).verify()
 
 
 def test_a_graph_with_another_width_is_refused(tree_package: MakePackage) -> None:
@@ -163,6 +192,19 @@ def test_a_tensor_called_location_is_fine(graph_onnx: Callable[..., bytes]) -> N
         [helper.make_node("Identity", ["location"], ["y"])], {"location": DOUBLES}, {"y": DOUBLES}
     )
     assert read_signature(made).inputs[0].name == "location"
+
+
+def test_an_ort_format_file_is_refused(graph_onnx: Callable[..., bytes], tmp_path: Path) -> None:
+    made = graph_onnx([helper.make_node("Neg", ["x"], ["y"])], {"x": DOUBLES}, {"y": DOUBLES})
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "model.ort")
+    options.add_session_config_entry("session.save_model_format", "ORT")
+    onnxruntime.InferenceSession(made, options, providers=["CPUExecutionProvider"])
+    saved = (tmp_path / "model.ort").read_bytes()
+    assert saved[4:8] == b"ORTM"
+    with pytest.raises(ValidationError) as caught:
+        read_signature(saved)
+    assert caught.value.code == "invalid_model"
 
 
 def custom_operator(graph_onnx: Callable[..., bytes]) -> bytes:
