@@ -16,10 +16,12 @@ import numpy as np
 from mlpd.core.columns import Columns, DType, decode_columns
 from mlpd.core.convert import column_of
 from mlpd.core.document import KINDS, parse_document
-from mlpd.core.errors import ConflictError
+from mlpd.core.errors import ConflictError, DefinitionError
 from mlpd.core.hashing import canonical_json
+from mlpd.core.specs import SourceSpec
 from mlpd.daemon.offline import offline_request
 from mlpd.daemon.process import Child
+from mlpd.daemon.scheduler import check_schedules
 from mlpd.daemon.state import CatalogState
 from mlpd.features.catalog import Catalog, ViewPlan, view_key
 from mlpd.features.ingest import apply_batch
@@ -90,8 +92,10 @@ class DefinitionsVerb:
 
     def plan(self, document: Mapping[str, Any]) -> ChangePlan:
         """Return what `document` would change; raises DefinitionError for a wrong one."""
-        parse_document(document)
+        wanted = parse_document(document)
+        check_schedules(wanted.jobs.values())
         current = self._state.catalog
+        _check_column_types(current.definitions.sources, wanted.sources)
         changes = _diff(current.document, document)
         new = self._missing_views(document)
         events = self._events_by_source({view.source for view in new.values()})
@@ -219,6 +223,20 @@ def _append_definitions(txn: WriteTransaction, catalog: Catalog) -> None:
         columns={"document": column_of(DType.STRING, [text])},
         event_us=np.array([txn.known_us], np.int64),
     )
+
+
+def _check_column_types(old: Mapping[str, SourceSpec], new: Mapping[str, SourceSpec]) -> None:
+    """A column keeps its type for ever: the events that have it are in the log."""
+    for name, source in new.items():
+        before = old[name].schema if name in old else {}
+        for column, dtype in source.schema.items():
+            if before.get(column, dtype) is not dtype:
+                raise DefinitionError(
+                    f"source {name!r}: column {column!r} is {before[column]} in its events "
+                    f"and can't become {dtype}",
+                    code="column_type",
+                    hint="Add a column with another name; drop the old one when it is unused.",
+                )
 
 
 def _diff(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, dict[str, list[str]]]:
