@@ -96,7 +96,6 @@ class HttpServer:
 
     def _boundary(self, path: str, handler: Handler) -> Handler:
         check, observe = self._guard.check, self._observe
-        plain = path.startswith("/v2")
 
         async def serve(request: web.Request) -> web.StreamResponse:
             started = time.perf_counter()
@@ -114,14 +113,14 @@ class HttpServer:
                 check_length(request)
                 return await handler(request)
             except MlpdError as error:
-                return error_response(error, plain=plain)
+                return error_response(error, plain=_is_plain(request))
             except web.HTTPException as error:
-                return error_response(_from_aiohttp(error), plain=plain)
+                return error_response(_from_aiohttp(error), plain=_is_plain(request))
             except ConnectionError:
                 raise
             except Exception:  # noqa: BLE001 - the one boundary: logged, counted, answered
                 _log.exception("request failed: %s %s", request.method, path)
-                return error_response(_bug(), plain=plain)
+                return error_response(_bug(), plain=_is_plain(request))
 
         return serve
 
@@ -135,6 +134,10 @@ def error_response(error: MlpdError, *, plain: bool = False) -> web.Response:
     return web.Response(body=encode(document, JSON), status=error.status, headers=headers)
 
 
+def _is_plain(request: web.Request) -> bool:
+    return request.path.startswith("/v2")
+
+
 def _wrong_method(allowed: list[str]) -> Handler:
     async def refuse(request: web.Request) -> web.StreamResponse:
         error = MlpdError(
@@ -142,7 +145,7 @@ def _wrong_method(allowed: list[str]) -> Handler:
             code="method_not_allowed",
             hint="/openapi.json lists every route.",
         )
-        response = error_response(error, plain=request.path.startswith("/v2"))
+        response = error_response(error, plain=_is_plain(request))
         response.set_status(405)
         response.headers["Allow"] = ", ".join(allowed)
         return response
