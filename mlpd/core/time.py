@@ -13,9 +13,12 @@ MINUTE_US = 60 * SECOND_US
 HOUR_US = 60 * MINUTE_US
 DAY_US = 24 * HOUR_US
 
-MIN_TIME_US = -(2**61)
-MAX_TIME_US = 2**61
-"""Exclusive bounds of a valid time: sums of a time and a duration never overflow int64."""
+MIN_TIME_US = -62_135_596_800_000_000
+MAX_TIME_US = 253_402_300_800_000_000
+"""Exclusive bounds of a valid time, the years 1 to 9999: what RFC 3339 can write.
+
+A sum of such times and durations never overflows int64.
+"""
 
 Clock = Callable[[], TimeUs]
 """Returns the current time; passed in wherever time matters so that tests can move it."""

@@ -8,7 +8,7 @@ from typing import Any
 from mlpd import __version__
 from mlpd.core.config import Config
 from mlpd.core.kernels import load_kernels, precompile
-from mlpd.core.time import Clock, format_time, system_clock
+from mlpd.core.time import MIN_TIME_US, Clock, format_time, system_clock
 from mlpd.daemon.audit import Audit
 from mlpd.daemon.collectors import ingest_collector, outcome_collector, storage_collector
 from mlpd.daemon.definitions import DefinitionsVerb
@@ -233,7 +233,7 @@ class Daemon:
             "uptime_s": (now_us - self._started_us) / 1e6,
             "data_directory": str(self.paths.root),
             "sequence": sequence,
-            "newest_known": format_time(newest_us) if sequence else None,
+            "newest_known": format_time(newest_us) if newest_us > MIN_TIME_US else None,
             "log_tail_rows": tail.rows,
             "lmdb_bytes": usage.used_bytes,
             "lmdb_map_bytes": usage.map_bytes,
