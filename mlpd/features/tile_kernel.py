@@ -2,9 +2,10 @@
 
 A tile is `[index, stream, stream, ...]` in 8-byte words, seen through an int64 and a float64 view
 of the same memory.  A stream is one (input, filter) of a view; its words are the number of values
-and then only the pieces that its aggregates need.  An event is written as a tile of one value, so
-that `merge_tile` is the one place where anything accumulates.  `docs/formats/tiles.md` has the
-words; `tiles.py` builds the tables that describe a view's streams.
+and then only the pieces that its aggregates need.  Words of no values are neutral, so that merging
+asks no questions.  An event is written as a tile of one value, so that `merge_tile` is the one
+place where anything accumulates.  docs/formats/tiles.md has the words; `tiles.py` builds the
+tables that describe a view's streams.
 """
 
 # ruff: noqa: PLR0913, PLR0917  a kernel's arguments are flat arrays
@@ -30,10 +31,16 @@ I8: TypeAlias = NDArray[np.int64]
 F8: TypeAlias = NDArray[np.float64]
 U1: TypeAlias = NDArray[np.uint8]
 
-KIND, COUNT_AT, SUM_AT, M2_AT, MIN_AT, MAX_AT, FIRST_AT, LAST_AT = range(8)
-"""Columns of the stream table: the kind, then each piece's first word in a tile, or ABSENT."""
-STREAM_WIDTH = 8
+KIND, WORDS, COUNT_AT, SUM_AT, M2_AT, MIN_AT, MAX_AT, FIRST_AT, LAST_AT = range(9)
+"""Columns of the stream table: the kind, how many words, each piece's first word or ABSENT."""
+STREAM_WIDTH = 9
 ABSENT = -1
+
+SQUARES, COUNTS, INTEGER_SUMS, REAL_SUMS, MINIMA, MAXIMA, FIRSTS, LASTS, MERGES = range(9)
+"""Columns of a merge list: where in the table the words of each kind to merge begin; each ends
+where the next begins, the last at MERGES.  A word stands for itself; of SQUARES there are four:
+the words of the squared deviations, count and sum, and the stream's kind."""
+SQUARES_WIDTH = 4
 
 EVENTS, INTEGER, REAL = range(3)
 """Kinds of streams: valid values are only counted, are int64, or are float64 (NaN is skipped)."""
@@ -60,13 +67,6 @@ def ordered_bits(bits: int) -> int:
 
 
 @device
-def clear_words(words: I8, at: int, count: int) -> None:
-    """Set words to 0: the tile of no events."""
-    for i in range(at, at + count):
-        words[i] = 0
-
-
-@device
 def copy_words(into: I8, to: int, words: I8, at: int, count: int) -> None:
     """Copy `count` words, from the first on: within one array only towards its front."""
     for i in range(count):
@@ -75,20 +75,23 @@ def copy_words(into: I8, to: int, words: I8, at: int, count: int) -> None:
 
 @device
 def write_event(
-    table: I8, streams_at: int, streams: int, tile: I8, tile_f: F8, to: int,
+    table: I8, streams_at: int, streams: int, empty_at: int, tile: I8, tile_f: F8, to: int,
     row_at: int, bits: I8, reals: F8, valid: U1, event_us: int, known_us: int, sequence: int,
 ) -> None:  # fmt: skip
     """Write one event as a tile of one value per stream; its index word is left alone.
 
     `bits`, `reals` (two views of the same words) and `valid`: the event's value of stream s is at
-    `row_at + s`.  Where it isn't valid or is NaN, the count is 0 and the other words mean nothing.
+    `row_at + s`.  Where it isn't valid or is NaN, the words are those of the empty tile, which is
+    at `table[empty_at]`.
     """
     for stream in range(streams):
         spec, at = streams_at + stream * STREAM_WIDTH, row_at + stream
-        kind = table[spec + KIND]
-        skipped = valid[at] == 0 or (kind == REAL and math.isnan(reals[at]))
-        tile[to + table[spec + COUNT_AT]] = 0 if skipped else 1
-        if skipped or kind == EVENTS:
+        kind, count_at = table[spec + KIND], table[spec + COUNT_AT]
+        if valid[at] == 0 or (kind == REAL and math.isnan(reals[at])):
+            copy_words(tile, to + count_at, table, empty_at + count_at, table[spec + WORDS])
+            continue
+        tile[to + count_at] = 1
+        if table[spec + WORDS] == 1:
             continue
         _write_sum(table, spec, tile, tile_f, to, bits[at], reals[at])
         ordered = bits[at] if kind == INTEGER else ordered_bits(bits[at])
@@ -124,66 +127,38 @@ def _write_sum(
 
 @device
 def merge_tile(
-    table: I8, streams_at: int, streams: int, into: I8, into_f: F8, to: int,
-    tile: I8, tile_f: F8, at: int,
+    table: I8, merges: int, into: I8, into_f: F8, to: int, tile: I8, tile_f: F8, at: int
 ) -> None:  # fmt: skip
-    """Add the tile at word `at` to the one at word `to`, stream by stream.
+    """Add the tile at word `at` to the one at word `to`: the words in the list at `table[merges]`.
 
     Counts, integer sums, extremes, first and last are exact in any order.  Real sums and squared
     deviations depend on the order of merges in their last bits of 106.
     """
-    for stream in range(streams):
-        spec = streams_at + stream * STREAM_WIDTH
-        count_at = table[spec + COUNT_AT]
-        added, before = tile[at + count_at], into[to + count_at]
-        if added == 0:
-            continue
-        if table[spec + M2_AT] != ABSENT and before > 0:
-            _merge_m2(table, spec, into, into_f, to, tile, tile_f, at)
-        elif table[spec + M2_AT] != ABSENT:
-            copy_words(into, to + table[spec + M2_AT], tile, at + table[spec + M2_AT], 2)
-        if table[spec + SUM_AT] != ABSENT:
-            _merge_sum(table, spec, into, into_f, to, tile, tile_f, at)
-        _merge_extremes(table, spec, into, to, tile, at, before)
-        _merge_ends(table, spec, into, to, tile, at, before)
-        into[to + count_at] = before + added
-
-
-@device
-def _merge_sum(
-    table: I8, spec: int, into: I8, into_f: F8, to: int, tile: I8, tile_f: F8, at: int
-) -> None:  # fmt: skip
-    a, b = to + table[spec + SUM_AT], at + table[spec + SUM_AT]
-    if table[spec + KIND] == INTEGER:
+    for i in range(table[merges + SQUARES], table[merges + COUNTS], SQUARES_WIDTH):
+        _merge_squares(table, i, into, into_f, to, tile, tile_f, at)  # before counts and sums
+    for i in range(table[merges + COUNTS], table[merges + INTEGER_SUMS]):
+        word = table[i]
+        into[to + word] += tile[at + word]
+    for i in range(table[merges + INTEGER_SUMS], table[merges + REAL_SUMS]):
+        a, b = to + table[i], at + table[i]
         low = into[a + 1] + tile[b + 1]
         into[a] += tile[b] + (low >> LOW_BITS)
         into[a + 1] = low & LOW_MASK
-    else:
+    for i in range(table[merges + REAL_SUMS], table[merges + MINIMA]):
+        a, b = to + table[i], at + table[i]
         into_f[a], into_f[a + 1] = dd_add(into_f[a], into_f[a + 1], tile_f[b], tile_f[b + 1])
-
-
-@device
-def _merge_extremes(
-    table: I8, spec: int, into: I8, to: int, tile: I8, at: int, before: int
-) -> None:  # fmt: skip
-    word = table[spec + MIN_AT]
-    if word != ABSENT and (before == 0 or tile[at + word] < into[to + word]):
-        into[to + word] = tile[at + word]
-    word = table[spec + MAX_AT]
-    if word != ABSENT and (before == 0 or tile[at + word] > into[to + word]):
-        into[to + word] = tile[at + word]
-
-
-@device
-def _merge_ends(
-    table: I8, spec: int, into: I8, to: int, tile: I8, at: int, before: int
-) -> None:  # fmt: skip
-    word = table[spec + FIRST_AT]
-    if word != ABSENT and (before == 0 or _is_earlier(tile, at + word, into, to + word)):
-        copy_words(into, to + word, tile, at + word, END_WIDTH)
-    word = table[spec + LAST_AT]
-    if word != ABSENT and (before == 0 or _is_earlier(into, to + word, tile, at + word)):
-        copy_words(into, to + word, tile, at + word, END_WIDTH)
+    for i in range(table[merges + MINIMA], table[merges + MAXIMA]):
+        word = table[i]
+        into[to + word] = min(into[to + word], tile[at + word])
+    for i in range(table[merges + MAXIMA], table[merges + FIRSTS]):
+        word = table[i]
+        into[to + word] = max(into[to + word], tile[at + word])
+    for i in range(table[merges + FIRSTS], table[merges + LASTS]):
+        if _is_earlier(tile, at + table[i], into, to + table[i]):
+            copy_words(into, to + table[i], tile, at + table[i], END_WIDTH)
+    for i in range(table[merges + LASTS], table[merges + MERGES]):
+        if _is_earlier(into, to + table[i], tile, at + table[i]):
+            copy_words(into, to + table[i], tile, at + table[i], END_WIDTH)
 
 
 @device
@@ -195,35 +170,40 @@ def _is_earlier(a: I8, a_at: int, b: I8, b_at: int) -> bool:
 
 
 @device
-def _merge_m2(
-    table: I8, spec: int, into: I8, into_f: F8, to: int, tile: I8, tile_f: F8, at: int
+def _merge_squares(
+    table: I8, entry: int, into: I8, into_f: F8, to: int, tile: I8, tile_f: F8, at: int
 ) -> None:  # fmt: skip
     """Add squared deviations before the counts and sums are merged.
 
     Chan, Golub and LeVeque (1979): M2 = M2_a + M2_b + d^2 n_a n_b / (n_a + n_b), d = the
     difference of the means.
     """
-    count_at = table[spec + COUNT_AT]
+    squares, count_at, sum_at = table[entry], table[entry + 1], table[entry + 2]
+    kind = table[entry + 3]
     n_a, n_b = into[to + count_at], tile[at + count_at]
-    mean_a, mean_a_lo = _mean(table, spec, into, into_f, to, n_a)
-    mean_b, mean_b_lo = _mean(table, spec, tile, tile_f, at, n_b)
+    if n_b == 0:
+        return
+    if n_a == 0:
+        copy_words(into, to + squares, tile, at + squares, 2)
+        return
+    mean_a, mean_a_lo = _mean(kind, into, into_f, to + sum_at, n_a)
+    mean_b, mean_b_lo = _mean(kind, tile, tile_f, at + sum_at, n_b)
     d, d_lo = dd_add(mean_b, mean_b_lo, -mean_a, -mean_a_lo)
     gain, gain_lo = dd_square(d, d_lo)
     gain, gain_lo = dd_times(gain, gain_lo, float(n_a))
     gain, gain_lo = dd_times(gain, gain_lo, float(n_b))
     gain, gain_lo = dd_over(gain, gain_lo, float(n_a + n_b))
-    a, b = to + table[spec + M2_AT], at + table[spec + M2_AT]
+    a, b = to + squares, at + squares
     gain, gain_lo = dd_add(gain, gain_lo, tile_f[b], tile_f[b + 1])
     into_f[a], into_f[a + 1] = dd_add(into_f[a], into_f[a + 1], gain, gain_lo)
 
 
 @device
-def _mean(table: I8, spec: int, tile: I8, tile_f: F8, at: int, count: int) -> Pair:
-    word = at + table[spec + SUM_AT]
-    if table[spec + KIND] == INTEGER:
-        total, total_lo = _integer_pair(tile[word], tile[word + 1])
+def _mean(kind: int, words: I8, words_f: F8, sum_at: int, count: int) -> Pair:
+    if kind == INTEGER:
+        total, total_lo = _integer_pair(words[sum_at], words[sum_at + 1])
     else:
-        total, total_lo = tile_f[word], tile_f[word + 1]
+        total, total_lo = words_f[sum_at], words_f[sum_at + 1]
     return dd_over(total, total_lo, float(count))
 
 
@@ -255,7 +235,7 @@ def finish(
     if count == 0 or (count == 1 and function in (VAR, STD)):
         return 0
     if function == MEAN:
-        out_f[to] = _mean(table, spec, tile, tile_f, at, count)[0]
+        out_f[to] = _mean(table[spec + KIND], tile, tile_f, at + table[spec + SUM_AT], count)[0]
     elif function in (VAR, STD):
         word = at + table[spec + M2_AT]
         variance = dd_over(tile_f[word], tile_f[word + 1], float(count - 1))[0]

@@ -5,7 +5,9 @@ The value of an entity in LMDB is described byte by byte in docs/formats/tiles.m
 
 import zlib
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -19,20 +21,28 @@ from mlpd.core.specs import AGGREGATE_FUNCTIONS, AggregateSpec, SourceSpec, View
 from mlpd.features.tile_kernel import (
     ABSENT,
     COUNT_AT,
-    END_WIDTH,
+    COUNTS,
     EVENTS,
     FIRST_AT,
+    FIRSTS,
     INTEGER,
+    INTEGER_SUMS,
     LAST_AT,
+    LASTS,
     M2_AT,
     MAX_AT,
+    MAXIMA,
+    MERGES,
     MIN_AT,
+    MINIMA,
     REAL,
+    REAL_SUMS,
+    SQUARES,
     STREAM_WIDTH,
     SUM_AT,
 )
 from mlpd.features.window_kernel import (
-    FOLD_HEAD,
+    FOLDS_HEAD,
     META_WIDTH,
     PLAN_HEAD,
     QUERY_HEAD,
@@ -48,10 +58,19 @@ FORMAT = 1
 MAX_TILES = 65_536
 """Tiles of one resolution at most: 45 days in 1 min hops.  A value holds them all."""
 
-PIECE_WORDS = {SUM_AT: 2, M2_AT: 2, MIN_AT: 1, MAX_AT: 1, FIRST_AT: END_WIDTH, LAST_AT: END_WIDTH}
-"""Words of each piece, in their order in a tile; the count, one word, stands before them."""
+INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
 
-_PIECES: dict[str, tuple[int, ...]] = {
+PIECES: dict[int, tuple[int, ...]] = {
+    SUM_AT: (0, 0),
+    M2_AT: (0, 0),
+    MIN_AT: (INT64_MAX,),
+    MAX_AT: (INT64_MIN,),
+    FIRST_AT: (0, INT64_MAX, 0, 0),
+    LAST_AT: (0, INT64_MIN, 0, 0),
+}
+"""Each piece's words when there are no values, in their order in a stream, after its count."""
+
+_NEEDS: dict[str, tuple[int, ...]] = {
     "count": (),
     "sum": (SUM_AT,),
     "mean": (SUM_AT,),
@@ -66,7 +85,7 @@ _PIECES: dict[str, tuple[int, ...]] = {
 Table = NDArray[np.int64]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Stream:
     """What a view accumulates of one (input, filter): `places` maps pieces to words in a tile."""
 
@@ -75,13 +94,17 @@ class Stream:
     kind: int
     places: dict[int, int]
 
-    def spec(self, pieces: Sequence[int]) -> list[int]:
-        """Return the stream's row of a stream table with `pieces` alone."""
-        row = [ABSENT] * STREAM_WIDTH
-        row[0] = self.kind
-        for piece in (COUNT_AT, *pieces):
-            row[piece] = self.places[piece]
-        return row
+    @property
+    def words(self) -> list[int]:
+        """The words of no values."""
+        return [0, *(word for piece in self.places if piece in PIECES for word in PIECES[piece])]
+
+    @property
+    def spec(self) -> list[int]:
+        """The stream's row in the kernels' stream table."""
+        columns = range(COUNT_AT, STREAM_WIDTH)
+        places = [self.places.get(piece, ABSENT) for piece in columns]
+        return [self.kind, len(self.words), *places]
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +123,8 @@ class TileLayout:
     """Everything about a view's tiles.
 
     `plan`: the table of `window_kernel`.  `outputs`: by feature name.  `work_words`: length of the
-    kernels' scratch state.  `value_words_max`: of a stored value.
+    kernels' scratch state, without the folds that a join keeps behind it: `walk_words` with them,
+    at `folds_at` of each window.  `value_words_max`: of a stored value.
     """
 
     view: ViewSpec
@@ -111,13 +135,14 @@ class TileLayout:
     plan: Table
     outputs: dict[str, Output]
     work_words: int
+    folds_at: tuple[int, ...]
+    walk_words: int
     value_words_max: int
 
     def query(self, features: Sequence[str]) -> Table:
         """Return the kernels' table for the outputs `features`, in this order as columns."""
         chosen = [self.outputs[feature] for feature in features]
         windows = sorted({output.window for output in chosen})
-        streams = sorted({output.stream for output in chosen})
         head = QUERY_HEAD + WINDOW_WIDTH * len(windows)
         window_words: list[int] = []
         output_words: list[int] = []
@@ -125,16 +150,14 @@ class TileLayout:
             start = head + len(output_words)
             for column, output in enumerate(chosen):
                 if output.window == window:
-                    output_words += [output.function, streams.index(output.stream), column]
-            resolution = self.hops_us.index(self.view.hops_us[window])
-            window_words += [resolution, self.view.windows_us[window], window]
-            window_words += [start, head + len(output_words)]
-        specs = [
-            self.streams[s].spec(sorted({p for o in chosen if o.stream == s for p in o.pieces}))
-            for s in streams
-        ]
-        words = [len(windows), len(streams), head + len(output_words), *window_words, *output_words]
-        return np.array([*words, *(word for spec in specs for word in spec)], np.int64)
+                    output_words += [output.function, output.stream, column]
+            width, hop = self.view.windows_us[window], self.view.hops_us[window]
+            window_words += [self.hops_us.index(hop), width, width // hop]
+            window_words += [self.folds_at[window], start, head + len(output_words)]
+        needs = {(self.streams[o.stream], piece) for o in chosen for piece in (COUNT_AT, *o.pieces)}
+        merges_at = head + len(output_words)
+        words = [len(windows), merges_at, *window_words, *output_words]
+        return np.array([*words, *_merge_list(needs, merges_at)], np.int64)
 
 
 def build_layout(view: ViewSpec, source: SourceSpec) -> TileLayout:
@@ -153,17 +176,23 @@ def build_layout(view: ViewSpec, source: SourceSpec) -> TileLayout:
             hint="Declare a longer hop.",
         )
     layout_word = _layout_word(streams, hops, retentions)
-    head_at = WORK_HEAD + META_WIDTH * len(hops)
-    folds_at = head_at + 2 * tile_words
-    region_at = folds_at + len(view.windows_us) * (FOLD_HEAD + tile_words)
+    tiles_at = WORK_HEAD + META_WIDTH * len(hops)
+    region_at = tiles_at + 4 * tile_words
     streams_at = PLAN_HEAD + RESOLUTION_WIDTH * len(hops)
-    words = [len(hops), len(streams), streams_at, tile_words, layout_word]
-    words += [head_at, head_at + tile_words, folds_at]
+    empty_at = streams_at + STREAM_WIDTH * len(streams)
+    merges_at = empty_at + tile_words
+    words = [len(hops), len(streams), streams_at, merges_at, empty_at, tile_words, layout_word]
+    words += [tiles_at + i * tile_words for i in range(4)]
     for hop, retention, capacity in zip(hops, retentions, capacities, strict=True):
         words += [hop, retention, capacity, region_at]
         region_at += 2 * capacity * tile_words
-    for stream in streams:
-        words += stream.spec([piece for piece in stream.places if piece != COUNT_AT])
+    words += [word for stream in streams for word in stream.spec]
+    words += [0, *(word for stream in streams for word in stream.words)]
+    words += _merge_list({(s, piece) for s in streams for piece in s.places}, merges_at)
+    folds_at = [region_at]
+    for hop in view.hops_us:
+        places = 2 * capacities[hops.index(hop)]
+        folds_at.append(folds_at[-1] + FOLDS_HEAD + places * tile_words)
     return TileLayout(
         view=view,
         streams=streams,
@@ -173,6 +202,8 @@ def build_layout(view: ViewSpec, source: SourceSpec) -> TileLayout:
         plan=np.array(words, np.int64),
         outputs=_outputs(view, streams),
         work_words=region_at,
+        folds_at=tuple(folds_at[:-1]),
+        walk_words=folds_at[-1],
         value_words_max=STORED_COUNTS + len(hops) + sum(capacities) * tile_words,
     )
 
@@ -206,7 +237,7 @@ def _gather(view: ViewSpec, source: SourceSpec) -> dict[tuple[str | None, str | 
         key = (aggregate.input, aggregate.filter)
         if key not in streams:
             streams[key] = _stream(view, aggregate, source)
-        for piece in _PIECES[aggregate.function]:
+        for piece in _NEEDS[aggregate.function]:
             streams[key].places[piece] = ABSENT
     return streams
 
@@ -229,14 +260,38 @@ def _place(
     """Give every piece its words; return the streams and a tile's length."""
     word = 1  # the first is the tile's index
     for stream in gathered.values():
-        pieces = [piece for piece in PIECE_WORDS if piece in stream.places]
+        pieces = [piece for piece in PIECES if piece in stream.places]
         stream.places.clear()
         stream.places[COUNT_AT] = word
         word += 1
         for piece in pieces:
             stream.places[piece] = word
-            word += PIECE_WORDS[piece]
+            word += len(PIECES[piece])
     return tuple(gathered.values()), word
+
+
+def _merge_list(needs: AbstractSet[tuple[Stream, int]], at: int) -> list[int]:
+    """Return the kernels' merge list, to stand at word `at`, for these pieces of streams."""
+    kinds: list[list[int]] = [[] for _ in range(MERGES)]
+    for stream, piece in sorted(needs, key=lambda need: need[0].places[need[1]]):
+        place = stream.places[piece]
+        if piece == M2_AT:
+            kinds[SQUARES] += [place, stream.places[COUNT_AT], stream.places[SUM_AT], stream.kind]
+        elif piece == SUM_AT:
+            kinds[INTEGER_SUMS if stream.kind == INTEGER else REAL_SUMS].append(place)
+        else:
+            kinds[_MERGED_AS[piece]].append(place)
+    starts = accumulate((len(kind) for kind in kinds), initial=at + MERGES + 1)
+    return [*starts, *(word for kind in kinds for word in kind)]
+
+
+_MERGED_AS = {
+    COUNT_AT: COUNTS,
+    MIN_AT: MINIMA,
+    MAX_AT: MAXIMA,
+    FIRST_AT: FIRSTS,
+    LAST_AT: LASTS,
+}
 
 
 def _layout_word(streams: Sequence[Stream], hops: Sequence[int], retentions: Sequence[int]) -> int:
@@ -259,7 +314,7 @@ def _outputs(view: ViewSpec, streams: Sequence[Stream]) -> dict[str, Output]:
     for (name, dtype), (aggregate, window) in zip(view.features.items(), pairs, strict=True):
         found[name] = Output(
             function=AGGREGATE_FUNCTIONS.index(aggregate.function),
-            pieces=_PIECES[aggregate.function],
+            pieces=_NEEDS[aggregate.function],
             stream=keys.index((aggregate.input, aggregate.filter)),
             window=window,
             dtype=dtype,

@@ -1,44 +1,56 @@
 """The window engine: one set of kernels for ingest, online reads, training sets and replay.
 
-All three entries accumulate with the same `merge_tile` and fold the tiles of a window from the
-oldest to the newest, so that an online read and an offline join give the same bits.  They walk
-entity by entity with one scratch state (`work`, int64 and float64 views of the same memory):
-per resolution the live tiles, sorted by index, in a sliding region.
+All three entries accumulate with the same `merge_tile`, and put the tiles of a window together in
+one order that depends on the window and t alone; so an online read and an offline join give the
+same bits.  A window's tiles are cut at a pivot: those before it are folded from the newest to the
+oldest, those from it on from the oldest to the newest, and then the two folds are merged.  The
+pivot is the first multiple of the window's length (in tiles) after its oldest tile.  An online
+read folds every tile once.  A join keeps the folds beside the tiles: while t advances, the window
+begins at another fold before the pivot and grows by one after it, so that a row costs a few
+merges instead of one for each tile (Tangwongsan, Hirzel and Schneider, "Low-latency sliding-window
+aggregation in worst-case constant time", DEBS 2017, whose two stacks these are).
 
-`plan`, `query` and `work` are laid out by `tiles.py`.  Event times come shifted by -1 us for views
-closed on the right; so a window is always `floor(t - W, hop) <= event_time < t`.
+The entries work entity by entity on one scratch state, `work`: per resolution the live tiles,
+sorted by index, in a sliding region.  `plan`, `query` and `work` are laid out by `tiles.py`; what
+is seen as int64 in one array is seen as float64 in its twin.  Event times come shifted by -1 us
+for views closed on the right; so a window is always `floor(t - W, hop) <= event_time < t`.
 """
 
 # ruff: noqa: PLR0913, PLR0917  a kernel's arguments are flat arrays
 
 from mlpd.core.kernels import device, kernel
 from mlpd.features.tile_kernel import (
+    ABSENT,
     F8,
     I8,
     STREAM_WIDTH,
     U1,
-    clear_words,
     copy_words,
     finish,
     merge_tile,
     write_event,
 )
 
-RESOLUTIONS, STREAMS, STREAMS_AT, TILE_WORDS, LAYOUT, EVENT_AT, RESULT_AT, FOLDS_AT = range(8)
-"""Head of a plan.  The last three are places in `work`."""
-PLAN_HEAD = 8
+(
+    RESOLUTIONS, STREAMS, STREAMS_AT, MERGES_AT, EMPTY_TILE_AT, TILE_WORDS, LAYOUT,
+    EVENT_AT, RESULT_AT, OTHER_AT, EMPTY_AT,
+) = range(11)  # fmt: skip
+"""Head of a plan: where its stream table, merge list and empty tile are; a tile's length; places
+for one tile each in `work`, of which that at EMPTY_AT stays empty."""
+PLAN_HEAD = 11
 HOP_US, RETENTION_US, CAPACITY, REGION_AT = range(4)
 """Then per resolution; REGION_AT is the place of its tiles in `work`, for 2 * CAPACITY of them."""
 RESOLUTION_WIDTH = 4
 
-WINDOWS, QUERY_STREAMS, QUERY_STREAMS_AT = range(3)
-"""Head of a query."""
-QUERY_HEAD = 3
-RESOLUTION, WIDTH_US, FOLD, OUTPUTS_AT, OUTPUTS_END = range(5)
-"""Then per window: its outputs are `query[OUTPUTS_AT:OUTPUTS_END]`."""
-WINDOW_WIDTH = 5
+WINDOWS, QUERY_MERGES_AT = range(2)
+"""Head of a query; its merge list has only what its outputs need."""
+QUERY_HEAD = 2
+RESOLUTION, WIDTH_US, STRIDE, FOLDS_AT, OUTPUTS_AT, OUTPUTS_END = range(6)
+"""Then per window: pivots are multiples of STRIDE; FOLDS_AT is the place of its folds in `work`, a
+head and one for each place of a tile; its outputs are `query[OUTPUTS_AT:OUTPUTS_END]`."""
+WINDOW_WIDTH = 6
 FUNCTION, STREAM, COLUMN = range(3)
-"""An output: the aggregate's function, the place of its stream in the query, its column."""
+"""An output: the aggregate's function, its stream in the plan, its column."""
 OUTPUT_WIDTH = 3
 
 STORED_LAYOUT, STORED_NEWEST_US, STORED_COUNTS = range(3)
@@ -46,12 +58,15 @@ STORED_LAYOUT, STORED_NEWEST_US, STORED_COUNTS = range(3)
 
 NEWEST_US, WORK_HEAD = range(2)
 """Head of `work`: the newest event time in the tiles."""
-START, TILES, TOUCHED, HORIZON = range(4)
+START, TILES, TOUCHED, HORIZON, HORIZON_UNTIL_US = range(5)
 """Then per resolution: live tiles are START to START + TILES of the region.  TOUCHED is the oldest
 index changed since the last evaluation; tiles below HORIZON are gone and refused."""
-META_WIDTH = 4
-FOLD_FIRST, FOLD_COUNT, FOLD_HEAD = range(3)
-"""Head of a cached fold: index of its first tile and how many tiles from there on it covers."""
+META_WIDTH = 5
+PIVOT, SPLIT, FOLD_START, FOLD_END, OLDEST, OLDEST_FROM_US, OLDEST_UNTIL_US, PLACE = range(8)
+"""Head of a window's folds: the pivot's index, the place of the first tile from it on (counted in
+tiles from the region's start, as START), the places FOLD_START to FOLD_END with good folds; the
+index of the oldest tile for t in a span of times, and where it, or the next one, was last."""
+FOLDS_HEAD = 8
 
 NEVER = -(1 << 62)
 ALWAYS = 1 << 62
@@ -110,12 +125,12 @@ def read_values(
     plan: I8, query: I8, stored: I8, stored_f: F8, stored_starts: I8, t_us: I8,
     work: I8, work_f: F8, out: I8, out_f: F8, present: U1,
 ) -> int:  # fmt: skip
-    """Write the query's outputs of n values, as of `t_us[i]` each, to columns of n words.
+    """Write the query's outputs of n values, as of `t_us[i]` each, row by row.
 
     Every t must be later than the value's newest event.  Returns OK or an error.
     """
-    rows = len(t_us)
-    for row in range(rows):
+    width = len(out) // max(len(t_us), 1)
+    for row in range(len(t_us)):
         first, last = stored_starts[row], stored_starts[row + 1]
         if last > first:
             if not _is_sound(plan, stored, first, last):
@@ -124,10 +139,10 @@ def read_values(
                 return PAST_READ
         for window in range(query[WINDOWS]):
             spec = QUERY_HEAD + window * WINDOW_WIDTH
-            clear_words(work, plan[RESULT_AT], plan[TILE_WORDS])
+            _clear_tile(plan, work, plan[RESULT_AT])
             if last > first:
                 _fold_stored(plan, query, spec, stored, stored_f, first, t_us[row], work, work_f)
-            _finish_window(plan, query, spec, work, work_f, out, out_f, present, row, rows)
+            _finish_window(plan, query, spec, work, work_f, out, out_f, present, row * width)
     return OK
 
 
@@ -142,48 +157,46 @@ def group_rows(codes: I8, groups: int, order: I8, starts: I8) -> int:
 
 @kernel(
     "const i8[], const i8[], const i8[], const i8[], const i8[], const i8[], const i8[], "
-    "const i8[], const i8[], const f8[], const u1[], const i8[], const i8[], const i8[], "
-    "const i8[], i8[], i8[], f8[], i8[], f8[], i8[], f8[], u1[]"
+    "const i8[], const f8[], const u1[], const i8[], const i8[], const i8[], const i8[], "
+    "i8[], i8[], f8[], i8[], f8[], i8[], f8[], u1[]"
 )
 def join_rows(
-    plan: I8, query: I8, event_order: I8, event_starts: I8, event_us: I8, known_us: I8,
-    sequences: I8, visible: I8, bits: I8, reals: F8, valid: U1, spine_order: I8, spine_starts: I8,
-    t_us: I8, asked: I8, needed_us: I8, work: I8, work_f: F8, spare: I8, spare_f: F8,
-    out: I8, out_f: F8, present: U1,
+    plan: I8, query: I8, event_starts: I8, event_us: I8, known_us: I8, sequences: I8, visible: I8,
+    bits: I8, reals: F8, valid: U1, spine_starts: I8, spine_rows: I8, t_us: I8, asked: I8,
+    needed_us: I8, work: I8, work_f: F8, spare: I8, spare_f: F8, out: I8, out_f: F8, present: U1,
 ) -> None:  # fmt: skip
-    """Write the query's outputs of every spine row to columns in spine order.
+    """Write the query's outputs of every spine row, row by row, to the places `spine_rows`.
 
     Spine row i sees the events of its entity with `visible <= asked[i]` and `event_us < t_us[i]`.
-    Both orders come from `group_rows`: events by (code, visible, sequence), spine rows by (code,
-    asked, t); the first group (code -1) has no entity.  `needed_us`: scratch, one per spine row.
+    Events come sorted by (code, visible, sequence), spine rows by (code, asked, t); both `starts`
+    are those of `group_rows`, whose first group (code -1) has no entity.  `needed_us`: scratch, one
+    per spine row.
 
     The walk keeps one state, `work`.  An event visible to a row but not before its t must wait: if
     events behind it don't have to, the row is evaluated on a copy in `spare`.  If `work` is already
     past the row (only `as_of_sequence` with a t that no online read could have had), `spare` is
     built from the entity's first event on: right, but slow.
     """
-    rows = len(t_us)
+    _forget_times(query, work)
+    _forget_times(query, spare)
+    width = len(out) // max(len(t_us), 1)
     for group in range(1, len(spine_starts)):  # up to the group's number: codes -1, 0, 1, ...
         spine_first, spine_end = spine_starts[group - 1], spine_starts[group]
         first, end = event_starts[group - 1], event_starts[group]
         if group == 1:
             first = end
-        _plan_walk(
-            event_order, first, end, event_us, visible, spine_order, spine_first, spine_end,
-            t_us, asked, needed_us,
-        )  # fmt: skip
+        _plan_walk(first, end, event_us, visible, spine_first, spine_end, t_us, asked, needed_us)
         _reset(plan, work)
         applied, seen, reached_us = first, first, NEVER
         for i in range(spine_first, spine_end):
-            row, previous = spine_order[i], spine_order[max(i - 1, spine_first)]
-            t = t_us[row]
-            if i > spine_first and t_us[previous] == t and asked[previous] == asked[row]:
-                _repeat(query, out, present, previous, row, rows)
+            t, to = t_us[i], spine_rows[i] * width
+            if i > spine_first and t_us[i - 1] == t and asked[i - 1] == asked[i]:
+                _repeat(out, present, spine_rows[i - 1] * width, to, width)
                 continue
-            while seen < end and visible[event_order[seen]] <= asked[row]:
+            while seen < end and visible[seen] <= asked[i]:
                 seen += 1
             is_usable = work[NEWEST_US] < t and reached_us <= t
-            settled = _settled(event_order, applied, seen, event_us, t)
+            settled = _settled(event_us, applied, seen, t)
             start, state, state_f = applied, work, work_f
             if is_usable and settled >= 0:
                 reached_us = max(reached_us, needed_us[i])
@@ -197,24 +210,30 @@ def join_rows(
                     start = first
                     _reset(plan, spare)
                 _advance(plan, spare, t)
-            for k in range(start, seen):
-                event = event_order[k]
+            for event in range(start, seen):
                 if event_us[event] < t:
                     _apply(
                         plan, state, state_f, event, event_us, known_us, sequences,
                         bits, reals, valid,
                     )  # fmt: skip
-            _evaluate(plan, query, state, state_f, t, out, out_f, present, row, rows)
+            _evaluate(plan, query, state, state_f, t, out, out_f, present, to)
 
 
 @device
-def _settled(event_order: I8, first: int, end: int, event_us: I8, t_us: int) -> int:
+def _forget_times(query: I8, work: I8) -> None:
+    for window in range(query[WINDOWS]):
+        head = query[QUERY_HEAD + window * WINDOW_WIDTH + FOLDS_AT]
+        work[head + OLDEST_UNTIL_US] = NEVER
+
+
+@device
+def _settled(event_us: I8, first: int, end: int, t_us: int) -> int:
     """Return the end of the events before t at the front, -1 if others follow one that waits."""
     settled = first
-    while settled < end and event_us[event_order[settled]] < t_us:
+    while settled < end and event_us[settled] < t_us:
         settled += 1
-    for k in range(settled, end):
-        if event_us[event_order[k]] < t_us:
+    for event in range(settled, end):
+        if event_us[event] < t_us:
             return -1
     return settled
 
@@ -222,7 +241,8 @@ def _settled(event_order: I8, first: int, end: int, event_us: I8, t_us: int) -> 
 @device
 def _group(codes: I8, shift: int, order: I8, starts: I8, groups: int) -> bool:
     """Counting sort; group g gets `order[starts[g]:starts[g+1]]`."""
-    clear_words(starts, 0, groups + 1)
+    for group in range(groups + 1):
+        starts[group] = 0
     for i in range(len(codes)):
         group = codes[i] + shift
         if not 0 <= group < groups:
@@ -242,13 +262,20 @@ def _group(codes: I8, shift: int, order: I8, starts: I8, groups: int) -> bool:
 
 @device
 def _reset(plan: I8, work: I8) -> None:
+    _clear_tile(plan, work, plan[EMPTY_AT])
     work[NEWEST_US] = NEVER
     for resolution in range(plan[RESOLUTIONS]):
         meta = WORK_HEAD + resolution * META_WIDTH
         work[meta + START] = 0
         work[meta + TILES] = 0
-        work[meta + TOUCHED] = NEVER  # no cached fold is good
+        work[meta + TOUCHED] = NEVER  # no fold is good
         work[meta + HORIZON] = NEVER
+        work[meta + HORIZON_UNTIL_US] = NEVER
+
+
+@device
+def _clear_tile(plan: I8, work: I8, tile: int) -> None:
+    copy_words(work, tile, plan, plan[EMPTY_TILE_AT], plan[TILE_WORDS])
 
 
 @device
@@ -302,7 +329,7 @@ def _store(plan: I8, work: I8, out: I8, at: int) -> int:
 
 @device
 def _copy_state(plan: I8, work: I8, spare: I8) -> None:
-    """Copy the live part of `work`; the cached folds are not worth it."""
+    """Copy the live tiles of `work`, not their folds."""
     _reset(plan, spare)
     spare[NEWEST_US] = work[NEWEST_US]
     for resolution in range(plan[RESOLUTIONS]):
@@ -310,6 +337,7 @@ def _copy_state(plan: I8, work: I8, spare: I8) -> None:
         tiles = work[meta + TILES]
         spare[meta + TILES] = tiles
         spare[meta + HORIZON] = work[meta + HORIZON]
+        spare[meta + HORIZON_UNTIL_US] = work[meta + HORIZON_UNTIL_US]
         region = plan[PLAN_HEAD + resolution * RESOLUTION_WIDTH + REGION_AT]
         first = _first_tile(plan, work, resolution)
         copy_words(spare, region, work, first, tiles * plan[TILE_WORDS])
@@ -325,12 +353,19 @@ def _first_tile(plan: I8, work: I8, resolution: int) -> int:
 
 @device
 def _advance(plan: I8, work: I8, t_us: int) -> None:
-    """Drop the tiles that no window reaching t or later needs, and refuse events there."""
+    """Drop the tiles that no window reaching t or later needs, and refuse events there.
+
+    t must not be before that of an earlier call since `_reset`.
+    """
     for resolution in range(plan[RESOLUTIONS]):
         spec = PLAN_HEAD + resolution * RESOLUTION_WIDTH
         meta = WORK_HEAD + resolution * META_WIDTH
-        horizon = (t_us - plan[spec + RETENTION_US]) // plan[spec + HOP_US]
+        if t_us < work[meta + HORIZON_UNTIL_US]:
+            continue
+        hop_us, retention_us = plan[spec + HOP_US], plan[spec + RETENTION_US]
+        horizon = (t_us - retention_us) // hop_us
         work[meta + HORIZON] = horizon
+        work[meta + HORIZON_UNTIL_US] = (horizon + 1) * hop_us + retention_us
         tile = _first_tile(plan, work, resolution)
         while work[meta + TILES] > 0 and work[tile] < horizon:
             work[meta + START] += 1
@@ -354,12 +389,12 @@ def _apply(
             continue
         if not is_written:
             write_event(
-                plan, plan[STREAMS_AT], streams, work, work_f, event_at,
+                plan, plan[STREAMS_AT], streams, plan[EMPTY_TILE_AT], work, work_f, event_at,
                 row * streams, bits, reals, valid, event, known_us[row], sequences[row],
             )  # fmt: skip
             is_written = True
         tile = _open_tile(plan, work, resolution, index)
-        merge_tile(plan, plan[STREAMS_AT], streams, work, work_f, tile, work, work_f, event_at)
+        merge_tile(plan, plan[MERGES_AT], work, work_f, tile, work, work_f, event_at)
         work[meta + TOUCHED] = min(work[meta + TOUCHED], index)
     if not is_written:
         return 0
@@ -383,7 +418,7 @@ def _open_tile(plan: I8, work: I8, resolution: int, index: int) -> int:
     for i in range(first + tiles * size - 1, tile - 1, -1):
         work[i + size] = work[i]
     work[meta + TILES] = tiles + 1
-    clear_words(work, tile, size)
+    _clear_tile(plan, work, tile)
     work[tile] = index
     return tile
 
@@ -394,6 +429,7 @@ def _slide(plan: I8, work: I8, resolution: int) -> int:
     meta = WORK_HEAD + resolution * META_WIDTH
     first = _first_tile(plan, work, resolution)
     work[meta + START] = 0
+    work[meta + TOUCHED] = NEVER  # the folds lie beside other tiles now
     region = _first_tile(plan, work, resolution)
     copy_words(work, region, work, first, work[meta + TILES] * plan[TILE_WORDS])
     return region
@@ -417,7 +453,7 @@ def _fold_stored(
     plan: I8, query: I8, spec: int, stored: I8, stored_f: F8, at: int, t_us: int,
     work: I8, work_f: F8,
 ) -> None:  # fmt: skip
-    """Fold a stored value's tiles of one window into the result."""
+    """Put a stored value's tiles of one window together as the result."""
     resolution, size = query[spec + RESOLUTION], plan[TILE_WORDS]
     first = at + STORED_COUNTS + plan[RESOLUTIONS]
     for finer in range(resolution):
@@ -425,100 +461,141 @@ def _fold_stored(
     tiles = stored[at + STORED_COUNTS + resolution]
     hop_us = plan[PLAN_HEAD + resolution * RESOLUTION_WIDTH + HOP_US]
     oldest = (t_us - query[spec + WIDTH_US]) // hop_us
-    streams_at, streams, result = query[QUERY_STREAMS_AT], query[QUERY_STREAMS], plan[RESULT_AT]
-    for position in range(_position(stored, first, size, tiles, oldest), tiles):
-        merge_tile(
-            query, streams_at, streams, work, work_f, result,
-            stored, stored_f, first + position * size,
-        )  # fmt: skip
+    start = _position(stored, first, size, tiles, oldest)
+    split = _position(stored, first, size, tiles, _pivot(oldest, query[spec + STRIDE]))
+    result, other, merges = plan[RESULT_AT], plan[OTHER_AT], query[QUERY_MERGES_AT]
+    _clear_tile(plan, work, other)
+    for i in range(start, tiles):
+        to, position = (result, split - 1 - (i - start)) if i < split else (other, i)
+        tile = first + position * size
+        merge_tile(query, merges, work, work_f, to, stored, stored_f, tile)
+    merge_tile(query, merges, work, work_f, result, work, work_f, other)
+
+
+@device
+def _pivot(oldest: int, stride: int) -> int:
+    return (oldest // stride + 1) * stride
 
 
 @device
 def _evaluate(
     plan: I8, query: I8, work: I8, work_f: F8, t_us: int,
-    out: I8, out_f: F8, present: U1, row: int, rows: int,
+    out: I8, out_f: F8, present: U1, to: int,
 ) -> None:  # fmt: skip
     for window in range(query[WINDOWS]):
         spec = QUERY_HEAD + window * WINDOW_WIDTH
         _fold_work(plan, query, spec, work, work_f, t_us)
-        _finish_window(plan, query, spec, work, work_f, out, out_f, present, row, rows)
+        _finish_window(plan, query, spec, work, work_f, out, out_f, present, to)
     for resolution in range(plan[RESOLUTIONS]):
         work[WORK_HEAD + resolution * META_WIDTH + TOUCHED] = ALWAYS
 
 
 @device
 def _fold_work(plan: I8, query: I8, spec: int, work: I8, work_f: F8, t_us: int) -> None:
-    """Fold a window's tiles into the result, keeping the fold of all but the newest.
+    """Put the live tiles of one window together as the result, making only the folds not yet there.
 
-    The kept fold is taken up again while the window begins at the same tile and no tile in it was
-    touched: a left fold may stop anywhere and go on, with the same bits.
+    The fold beside a tile before the pivot is that of the tiles from there to the pivot, beside a
+    tile after it that of the tiles from the pivot to there.
     """
-    resolution, size, result = query[spec + RESOLUTION], plan[TILE_WORDS], plan[RESULT_AT]
-    streams_at, streams = query[QUERY_STREAMS_AT], query[QUERY_STREAMS]
-    meta = WORK_HEAD + resolution * META_WIDTH
-    hop_us = plan[PLAN_HEAD + resolution * RESOLUTION_WIDTH + HOP_US]
-    fold = plan[FOLDS_AT] + query[spec + FOLD] * (FOLD_HEAD + size)
-    first, tiles = _first_tile(plan, work, resolution), work[meta + TILES]
-    oldest = (t_us - query[spec + WIDTH_US]) // hop_us
-    position = _position(work, first, size, tiles, oldest)
-    clear_words(work, result, size)
-    if position == tiles:
-        work[fold + FOLD_COUNT] = 0
-        return
-    first += position * size
-    done = _kept(work, fold, first, size, tiles - position, work[meta + TOUCHED])
-    kept, count = fold + FOLD_HEAD, tiles - position
-    if done == 0:
-        clear_words(work, kept, size)
-    for i in range(done, count):
-        to = kept
-        if i == count - 1:
-            to = result
-            copy_words(work, result, work, kept, size)
-        merge_tile(
-            query, streams_at, streams, work, work_f, to, work, work_f, first + i * size
-        )  # fmt: skip
-    work[fold + FOLD_FIRST] = work[first]
-    work[fold + FOLD_COUNT] = count - 1
+    resolution, size = query[spec + RESOLUTION], plan[TILE_WORDS]
+    meta, head = WORK_HEAD + resolution * META_WIDTH, query[spec + FOLDS_AT]
+    region = plan[PLAN_HEAD + resolution * RESOLUTION_WIDTH + REGION_AT]
+    start, end = _find_start(plan, query, spec, work, t_us), work[meta + START] + work[meta + TILES]
+    _forget_touched(plan, work, meta, region, head)
+    split, folds = work[head + SPLIT], head + FOLDS_HEAD
+    older = max(work[head + FOLD_START] - start, 0)
+    newer = end - work[head + FOLD_END]
+    for step in range(older + newer + 1):
+        base = plan[EMPTY_AT]
+        if step < older:
+            work[head + FOLD_START] -= 1
+            place = work[head + FOLD_START]
+            to, tile = folds + place * size, region + place * size
+            if place + 1 < split:
+                base = to + size
+        elif step < older + newer:
+            place = work[head + FOLD_END]
+            work[head + FOLD_END] += 1
+            to, tile = folds + place * size, region + place * size
+            if place > split:
+                base = to - size
+        else:
+            to = plan[RESULT_AT]
+            tile = folds + (end - 1) * size if end > split else plan[EMPTY_AT]
+            if start < split:
+                base = folds + start * size
+        copy_words(work, to, work, base, size)
+        merge_tile(query, query[QUERY_MERGES_AT], work, work_f, to, work, work_f, tile)
 
 
 @device
-def _kept(work: I8, fold: int, first: int, size: int, tiles: int, touched: int) -> int:
-    """Return how many of the window's tiles the kept fold covers, 0 if it is of no use."""
-    count = work[fold + FOLD_COUNT]
-    if touched == NEVER or not 0 < count < tiles or work[fold + FOLD_FIRST] != work[first]:
-        return 0
-    return count if touched > work[first + (count - 1) * size] else 0
+def _find_start(plan: I8, query: I8, spec: int, work: I8, t_us: int) -> int:
+    """Return the place of a window's first tile; its bounds and the search begin at the last ones."""
+    resolution, size = query[spec + RESOLUTION], plan[TILE_WORDS]
+    meta, head = WORK_HEAD + resolution * META_WIDTH, query[spec + FOLDS_AT]
+    if not work[head + OLDEST_FROM_US] <= t_us < work[head + OLDEST_UNTIL_US]:
+        hop_us = plan[PLAN_HEAD + resolution * RESOLUTION_WIDTH + HOP_US]
+        oldest = (t_us - query[spec + WIDTH_US]) // hop_us
+        work[head + OLDEST] = oldest
+        work[head + OLDEST_FROM_US] = oldest * hop_us + query[spec + WIDTH_US]
+        work[head + OLDEST_UNTIL_US] = work[head + OLDEST_FROM_US] + hop_us
+        pivot = _pivot(oldest, query[spec + STRIDE])
+        if pivot != work[head + PIVOT]:
+            work[head + PIVOT] = pivot
+            work[head + SPLIT] = ABSENT
+    oldest, first = work[head + OLDEST], work[meta + START]
+    end = first + work[meta + TILES]
+    region = plan[PLAN_HEAD + resolution * RESOLUTION_WIDTH + REGION_AT]
+    place = min(max(work[head + PLACE], first), end)
+    while place < end and work[region + place * size] < oldest:
+        place += 1
+    while place > first and work[region + (place - 1) * size] >= oldest:
+        place -= 1
+    work[head + PLACE] = place
+    return int(place)
+
+
+@device
+def _forget_touched(plan: I8, work: I8, meta: int, region: int, head: int) -> None:
+    """Shorten a window's folds to those whose tiles are as they were."""
+    size, touched = plan[TILE_WORDS], work[meta + TOUCHED]
+    if work[head + SPLIT] == ABSENT or touched < work[head + PIVOT]:
+        first, tiles = work[meta + START], work[meta + TILES]
+        place = _position(work, region + first * size, size, tiles, work[head + PIVOT])
+        work[head + SPLIT] = first + place
+        work[head + FOLD_START] = work[head + FOLD_END] = first + place
+    while (
+        work[head + FOLD_END] > work[head + SPLIT]
+        and work[region + (work[head + FOLD_END] - 1) * size] >= touched
+    ):
+        work[head + FOLD_END] -= 1
 
 
 @device
 def _finish_window(
     plan: I8, query: I8, spec: int, work: I8, work_f: F8,
-    out: I8, out_f: F8, present: U1, row: int, rows: int,
+    out: I8, out_f: F8, present: U1, to: int,
 ) -> None:  # fmt: skip
     for output in range(query[spec + OUTPUTS_AT], query[spec + OUTPUTS_END], OUTPUT_WIDTH):
-        to = query[output + COLUMN] * rows + row
-        stream = query[QUERY_STREAMS_AT] + query[output + STREAM] * STREAM_WIDTH
-        present[to] = finish(
-            query, stream, query[output + FUNCTION], work, work_f, plan[RESULT_AT], out, out_f, to
+        at = to + query[output + COLUMN]
+        stream = plan[STREAMS_AT] + query[output + STREAM] * STREAM_WIDTH
+        present[at] = finish(
+            plan, stream, query[output + FUNCTION], work, work_f, plan[RESULT_AT], out, out_f, at
         )
 
 
 @device
-def _repeat(query: I8, out: I8, present: U1, previous: int, row: int, rows: int) -> None:
+def _repeat(out: I8, present: U1, row: int, to: int, width: int) -> None:
     """Give a spine row the results of an equal one."""
-    outputs = query[QUERY_HEAD + OUTPUTS_AT]
-    last = QUERY_HEAD + (query[WINDOWS] - 1) * WINDOW_WIDTH
-    for output in range(outputs, query[last + OUTPUTS_END], OUTPUT_WIDTH):
-        column = query[output + COLUMN] * rows
-        out[column + row] = out[column + previous]
-        present[column + row] = present[column + previous]
+    for column in range(width):
+        out[to + column] = out[row + column]
+        present[to + column] = present[row + column]
 
 
 @device
 def _plan_walk(
-    event_order: I8, first: int, end: int, event_us: I8, visible: I8,
-    spine_order: I8, spine_first: int, spine_end: int, t_us: I8, asked: I8, needed_us: I8,
+    first: int, end: int, event_us: I8, visible: I8,
+    spine_first: int, spine_end: int, t_us: I8, asked: I8, needed_us: I8,
 ) -> None:  # fmt: skip
     """Set `needed_us[i]`: the earliest t that the walk's state must still serve from row i on.
 
@@ -528,12 +605,11 @@ def _plan_walk(
     """
     newest, seen = NEVER, first
     for i in range(spine_first, spine_end):
-        row = spine_order[i]
-        while seen < end and visible[event_order[seen]] <= asked[row]:
-            newest = max(newest, event_us[event_order[seen]])
+        while seen < end and visible[seen] <= asked[i]:
+            newest = max(newest, event_us[seen])
             seen += 1
-        needed_us[i] = t_us[row] if newest < t_us[row] else ALWAYS
+        needed_us[i] = t_us[i] if newest < t_us[i] else ALWAYS
     earliest = ALWAYS
     for i in range(spine_end - 1, spine_first - 1, -1):
         earliest = min(earliest, needed_us[i])
-        needed_us[i] = min(earliest, t_us[spine_order[i]])
+        needed_us[i] = min(earliest, t_us[i])

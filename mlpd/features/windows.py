@@ -12,7 +12,7 @@ from typing import Any, Final, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from mlpd.core.columns import Column, Columns, height
+from mlpd.core.columns import Column, Columns, DType, height
 from mlpd.core.errors import InternalError, NotFoundError, ValidationError
 from mlpd.core.expressions import Expression
 from mlpd.core.specs import SourceSpec, ViewSpec
@@ -32,6 +32,9 @@ JoinMode = Literal["as_known", "as_corrected", "as_of_sequence"]
 
 KERNELS = "mlpd.features.window_kernel"
 """The module to give to `load_kernels`."""
+
+TRANSPOSED_ROWS = 1024
+"""Rows of a block that is transposed at once: it fits the first two cache levels."""
 
 MAX_QUERIES = 256
 """Tables for sets of features kept per plan; services read few distinct ones."""
@@ -73,7 +76,7 @@ class _Query:
     """A set of features, resolved: the kernel's table and the types of the columns."""
 
     table: Int64s
-    dtypes: tuple[Any, ...]
+    dtypes: tuple[tuple[DType, np.dtype[Any]], ...]
 
 
 class _Scratch(threading.local):
@@ -179,18 +182,17 @@ class WindowPlan:
         """
         query = self._query(tuple(features))
         stored, starts = _join_values(values)
-        n = len(values)
+        n, width = len(values), len(query.dtypes)
         times = np.full(n, t_us, np.int64) if isinstance(t_us, int) else t_us
-        out = np.empty(n * len(query.dtypes), np.int64)
-        out_f, present = out.view(np.float64), np.empty(len(out), np.uint8)
+        out, present = np.empty(n * width, np.int64), np.empty(n * width, np.uint8)
         scratch = self._scratch
         result = self._kernels.read_values(
             self.layout.plan, query.table, stored, stored.view(np.float64), starts, times,
-            scratch.work, scratch.work_f, out, out_f, present,
+            scratch.work, scratch.work_f, out, out.view(np.float64), present,
         )  # fmt: skip
         if result < OK:
             raise self._failure(result)
-        return _to_columns(features, query, out, present, n)
+        return _to_columns(features, query, out.reshape(n, width), present.reshape(n, width))
 
     def join(  # noqa: PLR0913  two tables side by side
         self,
@@ -214,27 +216,29 @@ class WindowPlan:
         Events are accumulated in (known_time, sequence), sequence, or (event_time, sequence) order.
 
         Time O(m + n) per window when both sides come in time order, plus sorting them otherwise;
-        memory: one index and one word per row beside inputs and result.  An `as_of_sequence` row
+        memory: a copy of both sides in walk order and two of the result.  An `as_of_sequence` row
         whose t isn't later than every event up to its sequence costs its entity's events once more.
         """
         query, n = self._query(tuple(features)), len(spine_codes)
+        width = len(query.dtypes)
         event_us = self._shifted(event_us)
         visible, asked = _visibility(
             mode, event_us, known_us, sequences, spine_t_us, spine_sequence
         )
         groups = 2 + max(_highest(event_codes), _highest(spine_codes))
-        event_order, event_starts = self._walk_order(event_codes, groups, visible, sequences)
-        spine_order, spine_starts = self._walk_order(spine_codes, groups, asked, spine_t_us)
-        out = np.empty(n * len(query.dtypes), np.int64)
-        out_f, present = out.view(np.float64), np.empty(len(out), np.uint8)
-        work, spare = (np.zeros(self.layout.work_words, np.int64) for _ in range(2))
+        order, event_starts = self._walk_order(event_codes, groups, visible, sequences)
+        bits, valid = (_take_rows(a, order, len(event_us)) for a in (inputs.bits, inputs.valid))
+        rows, spine_starts = self._walk_order(spine_codes, groups, asked, spine_t_us)
+        out, present = np.empty(n * width, np.int64), np.empty(n * width, np.uint8)
+        work, spare = (np.zeros(self.layout.walk_words, np.int64) for _ in range(2))
         self._kernels.join_rows(
-            self.layout.plan, query.table, event_order, event_starts, event_us, known_us,
-            sequences, visible, inputs.bits, inputs.bits.view(np.float64), inputs.valid,
-            spine_order, spine_starts, spine_t_us, asked, np.empty(n, np.int64),
-            work, work.view(np.float64), spare, spare.view(np.float64), out, out_f, present,
+            self.layout.plan, query.table, event_starts, event_us[order], known_us[order],
+            sequences[order], visible[order], bits, bits.view(np.float64), valid,
+            spine_starts, rows, spine_t_us[rows], asked[rows], np.empty(n, np.int64),
+            work, work.view(np.float64), spare, spare.view(np.float64),
+            out, out.view(np.float64), present,
         )  # fmt: skip
-        return _to_columns(features, query, out, present, n)
+        return _to_columns(features, query, out.reshape(n, width), present.reshape(n, width))
 
     def _shifted(self, event_us: Int64s) -> Int64s:
         return event_us - self._shift_us if self._shift_us else event_us
@@ -258,7 +262,7 @@ class WindowPlan:
                     code="unknown_feature",
                     hint="Check the spelling, or add the aggregate or window and run mlpd apply.",
                 )
-        dtypes = tuple(outputs[feature].dtype for feature in features)
+        dtypes = tuple((outputs[f].dtype, outputs[f].dtype.numpy) for f in features)
         return _Query(self.layout.query(features), dtypes)
 
     def _walk_order(
@@ -345,14 +349,33 @@ def _is_sorted(first: Int64s, second: Int64s) -> bool:
     return bool(((a < b) | ((a == b) & (second[:-1] <= second[1:]))).all())
 
 
+def _take_rows(flat: NDArray[Any], order: Int64s, n: int) -> NDArray[Any]:
+    """Return a row-major array's rows in another order, flat again."""
+    return flat.reshape(n, -1).take(order, axis=0).reshape(-1)
+
+
 def _to_columns(
-    features: Sequence[str], query: _Query, out: Int64s, present: NDArray[np.uint8], n: int
+    features: Sequence[str], query: _Query, out: Int64s, present: NDArray[np.uint8]
 ) -> Columns:
-    columns: Columns = {}
-    is_present = present.view(np.bool_)
-    for index, (feature, dtype) in enumerate(zip(features, query.dtypes, strict=True)):
-        part = slice(index * n, (index + 1) * n)
-        valid = is_present[part]
-        values = out[part].view(dtype.numpy)
-        columns[feature] = Column(dtype, values, None if bool(valid.all()) else valid)
+    """Return the columns of results [n, features] and of the marks of those that aren't null."""
+    values = _transposed(out)
+    complete = present.all(axis=0).tolist()
+    return {
+        feature: Column(
+            dtype,
+            row.view(kind),
+            None if is_complete else np.ascontiguousarray(marks).view(np.bool_),
+        )
+        for feature, (dtype, kind), row, marks, is_complete in zip(
+            features, query.dtypes, values, present.T, complete, strict=True
+        )
+    }
+
+
+def _transposed(rows: Int64s) -> Int64s:
+    """Return the transpose, C-contiguous; by blocks, which numpy's own copy does not do."""
+    columns = np.empty(rows.shape[::-1], np.int64)
+    for start in range(0, len(rows), TRANSPOSED_ROWS):
+        block = slice(start, start + TRANSPOSED_ROWS)
+        columns[:, block] = rows[block].T
     return columns
