@@ -48,6 +48,12 @@ AUDITED = Shape(
     {
         "rows_compared": Field("integer", "Logged predictions recomputed from the log."),
         "values_compared": Field("integer", "Their vectors' elements, compared bit for bit."),
+        "mismatched_rows": Field("integer", "Rows with a difference; 0 is what is promised."),
+        "mismatches": Field("integer", "Values that differ."),
+        "unavailable": Field("integer", "Rows whose model or definitions are gone."),
+        "by_feature": Field("object", "Differences by feature."),
+        "examples": Field("rows", "The first differences: which, served, recomputed."),
+        "at": Field("time", "When the audit ended."),
     }
 )
 

@@ -14,7 +14,30 @@ from mlpd.http.wire import respond
 
 ALIVE = Shape({"alive": Field("flag", "True.")})
 READY = Shape({"ready": Field("flag", "True.")})
-STATUS = Shape({"version": Field("text", "mlpd's version."), "ready": Field("flag", "As /readyz.")})
+STATUS = Shape(
+    {
+        "version": Field("text", "mlpd's version."),
+        "ready": Field("flag", "As /readyz."),
+        "started": Field("time", "When the daemon was started."),
+        "uptime_s": Field("number", "Seconds since."),
+        "data_directory": Field("text", "Where everything is."),
+        "sequence": Field("integer", "The newest event."),
+        "newest_known": Field("time", "When it became known."),
+        "log_tail_rows": Field("integer", "Rows of the log that are not in segments yet."),
+        "lmdb_bytes": Field("integer", "Bytes of LMDB in use."),
+        "lmdb_map_bytes": Field("integer", "Bytes that LMDB may use."),
+        "definitions_version": Field("integer", "Counts applies."),
+        "sources": Field("texts", "Names of what is defined, here and below."),
+        "views": Field("texts", "Feature views."),
+        "services": Field("texts", "Feature services."),
+        "jobs": Field("texts", "Training jobs."),
+        "models": Field("texts", "Models in the registry."),
+        "routes": Field("texts", "Serving routes."),
+        "experiments": Field("texts", "Experiments."),
+        "predictions": Field("object", "Served rows since the start: logged, dropped."),
+        "events": Field("object", "Rows stored since the start, by source."),
+    }
+)
 
 _DOCS = Path(mlpd.__file__).parent / "docs"
 

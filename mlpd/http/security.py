@@ -24,7 +24,7 @@ class HostGuard:
         """Raise ForbiddenError(code="foreign_host" or "foreign_origin") for a foreign request."""
         headers = request.headers
         host = headers.get("Host", "")
-        if _hostname(f"//{host}") not in self._hosts:
+        if "@" in host or _hostname(f"//{host}") not in self._hosts:
             raise ForbiddenError(
                 f"the Host {host!r} is not one of this daemon's names",
                 code="foreign_host",

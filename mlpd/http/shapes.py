@@ -60,9 +60,13 @@ class Field:
         return self.read(name, _PARSERS.get(self.kind, str)(text))
 
     def schema(self) -> dict[str, Any]:
-        """Return the JSON Schema of the field."""
-        choices = {"enum": list(self.choices)} if self.choices else {}
-        return {**_SCHEMAS[self.kind], **choices, "description": self.doc}
+        """Return the JSON Schema of the field; null stands for absent where that is allowed."""
+        schema = _SCHEMAS[self.kind]
+        if self.choices:
+            schema = {"enum": list(self.choices)}
+        if schema and not self.required:
+            schema = {"anyOf": [schema, {"type": "null"}]}
+        return {**schema, "description": self.doc}
 
 
 @dataclass(frozen=True, slots=True)
