@@ -109,6 +109,7 @@ class AsyncClient(_Operations):
                 headers=_headers(request),
                 timeout=aiohttp.ClientTimeout(total=max(timeout_s, 1e-3)),
                 allow_redirects=False,
+                skip_auto_headers=("Content-Type", "User-Agent"),
             ) as response:
                 body = await response.read()
                 headers = {name.lower(): value for name, value in response.headers.items()}

@@ -72,7 +72,7 @@ class Connection:
         size = 0
         while True:
             line = self._read_until(b"\r\n", HEAD_BYTES_MAX, deadline_s)
-            count = int(line.partition(b";")[0], 16)
+            count = _chunk_size(line)
             size += count
             if size > BODY_BYTES_MAX:
                 raise _too_large(size)
@@ -181,6 +181,13 @@ def _length(headers: dict[str, str]) -> int:
     if int(text) > BODY_BYTES_MAX:
         raise _too_large(int(text))
     return int(text)
+
+
+def _chunk_size(line: bytes) -> int:
+    digits = line.partition(b";")[0].strip()
+    if digits.isalnum() and not set(digits) - set(b"0123456789abcdefABCDEF"):
+        return int(digits, 16)
+    raise InternalError("the answer's chunks are malformed", code="invalid_answer")
 
 
 def _too_large(size: int) -> TooLargeError:

@@ -1,0 +1,248 @@
+"""Both clients, call by call: the same requests, the same answers, the same errors."""
+
+import asyncio
+import inspect
+import re
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from mlpd import Entity
+from mlpd.client import AsyncClient, Client
+from mlpd.client.operations import Events, Experiments, Models, Operations, Routes, Runs
+from mlpd.client.requests import get
+from mlpd.core.errors import (
+    ConflictError,
+    MlpdError,
+    NotFoundError,
+    OverloadedError,
+    UnavailableError,
+)
+from mlpd.http.api import build_routes
+
+ROWS = [{"user": "a"}]
+CALLS: dict[str, Callable[[Any], Any]] = {
+    "POST /v1/events/clicks": lambda c: c.events.send("clicks", ROWS),
+    "POST /v1/events": lambda c: c.events.send_many({"clicks": ROWS, "x": {"a": [1]}}),
+    "POST /v1/features/read": lambda c: c.read_features("risk", entities=ROWS),
+    "POST /v1/features/history": lambda c: c.history("risk", spine=ROWS),
+    "POST /v1/predict/risk": lambda c: c.predict("risk", ROWS),
+    "POST /v1/feedback": lambda c: c.feedback([{"prediction_id": "x", "label": 1}]),
+    "GET /v1/definitions": lambda c: c.definitions(),
+    "POST /v1/definitions/plan": lambda c: c.plan({"format": 1}),
+    "POST /v1/definitions/apply": lambda c: c.apply({"format": 1}, expected_version=0),
+    "GET /v1/models": lambda c: c.models.list(),
+    "GET /v1/models/risk": lambda c: c.models.get("risk"),
+    "GET /v1/models/risk/versions/champion": lambda c: c.models.version("risk"),
+    "GET /v1/models/risk/history": lambda c: c.models.history("risk"),
+    "PUT /v1/models/risk/aliases/a": lambda c: c.models.move_alias("risk", "a", 1),
+    "DELETE /v1/models/risk/aliases/a": lambda c: c.models.delete_alias("risk", "a"),
+    "POST /v1/models/risk/aliases/a/rollback": lambda c: c.models.roll_back("risk", "a"),
+    "GET /v1/routes": lambda c: c.routes.list(),
+    "GET /v1/routes/risk": lambda c: c.routes.get("risk"),
+    "PUT /v1/routes/risk": lambda c: c.routes.put("risk", {"arms": []}),
+    "DELETE /v1/routes/risk": lambda c: c.routes.delete("risk"),
+    "GET /v1/routes/risk/history": lambda c: c.routes.history("risk"),
+    "POST /v1/routes/risk/rollback": lambda c: c.routes.roll_back("risk", 1),
+    "GET /v1/experiments": lambda c: c.experiments.list(),
+    "GET /v1/experiments/e": lambda c: c.experiments.get("e"),
+    "PUT /v1/experiments/e": lambda c: c.experiments.put("e", {"unit": "user"}),
+    "GET /v1/jobs": lambda c: c.runs.jobs(),
+    "GET /v1/runs": lambda c: c.runs.list(),
+    "POST /v1/runs": lambda c: c.runs.start("risk"),
+    "GET /v1/runs/r": lambda c: c.runs.get("r"),
+    "POST /v1/runs/r/cancel": lambda c: c.runs.cancel("r"),
+    "GET /v1/runs/r/log": lambda c: c.runs.log("r"),
+    "GET /v1/drift/risk": lambda c: c.drift("risk"),
+    "GET /v1/performance/risk": lambda c: c.performance("risk"),
+    "GET /v1/freshness": lambda c: c.freshness(),
+    "GET /v1/shadows": lambda c: c.shadows(),
+    "GET /v1/consistency": lambda c: c.consistency(),
+    "POST /v1/consistency/run": lambda c: c.run_consistency(limit=5),
+    "GET /v1/status": lambda c: c.status(),
+    "GET /metrics": lambda c: c.metrics(),
+    "GET /readyz": lambda c: c.wait_ready(),
+}
+WITHOUT_A_CALL = {"/healthz", "/openapi.json", "/docs", "/docs/{page:.+}"}
+
+
+def in_async(url: str, act: Callable[[AsyncClient], Any]) -> Any:
+    async def run() -> Any:
+        async with AsyncClient(url, timeout_s=10) as client:
+            return await act(client)
+
+    return asyncio.run(run())
+
+
+def without_noise(called: dict[str, Any]) -> dict[str, Any]:
+    """A call without what the transports add and what is drawn at random."""
+    noise = {"host", "accept-encoding", "user-agent", "content-length", "idempotency-key"}
+    headers = {k.lower(): v for k, v in called["headers"].items() if k.lower() not in noise}
+    return {**called, "headers": headers}
+
+
+@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("unix", [False, True], ids=["tcp", "unix"])
+def test_both_clients_send_the_same(stub: Any, name: str, unix: bool) -> None:
+    url = stub.socket_url if unix else stub.url
+    with Client(url) as client:
+        first = CALLS[name](client)
+    assert in_async(url, CALLS[name]) == first
+    by_sync, by_async = map(without_noise, stub.calls)
+    assert by_sync == by_async
+    assert f"{by_sync['method']} {by_sync['path']}" == name
+
+
+def test_every_route_has_a_call() -> None:
+    patterns = {
+        f"{route.method} {re.sub('{[^}]*}', '[^/]+', route.path)}"
+        for route in build_routes(None)  # type: ignore[arg-type]  # handlers only keep it
+        if not route.path.startswith("/v2") and route.path not in WITHOUT_A_CALL
+    }
+    for pattern in patterns:
+        assert any(re.fullmatch(pattern, name) for name in CALLS), pattern
+    for name in CALLS:
+        assert any(re.fullmatch(pattern, name) for pattern in patterns), name
+
+
+def test_every_operation_is_called_above() -> None:
+    source = inspect.getsource(inspect.getmodule(test_every_route_has_a_call) or object)
+    groups = {"events": Events, "models": Models, "routes": Routes, "runs": Runs}
+    groups |= {"experiments": Experiments}
+    names = [f"{g}.{n}" for g, cls in groups.items() for n in vars(cls) if n[0] != "_"]
+    names += [n for n in vars(Operations) if n[0] != "_" and n not in ("send", "drive")]
+    for name in names:
+        assert f"{name}(" in source, name
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+class TestBoth:
+    def act(self, kind: str, url: str, act: Callable[[Any], Any], **options: Any) -> Any:
+        if kind == "sync":
+            with Client(url, **options) as client:
+                return act(client)
+
+        async def run() -> Any:
+            async with AsyncClient(url, **options) as client:
+                return await act(client)
+
+        return asyncio.run(run())
+
+    def test_a_repeatable_call_is_retried(
+        self, kind: str, stub: Any, overloaded: MlpdError
+    ) -> None:
+        stub.failures = [overloaded, overloaded]
+        self.act(kind, stub.url, lambda c: c.events.send("clicks", ROWS))
+        keys = [call["headers"]["Idempotency-Key"] for call in stub.calls]
+        assert len(keys) == 3
+        assert len(set(keys)) == 1
+
+    def test_a_prediction_is_not(self, kind: str, stub: Any, overloaded: MlpdError) -> None:
+        stub.failures = [overloaded]
+        with pytest.raises(OverloadedError):
+            self.act(kind, stub.url, lambda c: c.predict("risk", ROWS))
+        assert len(stub.calls) == 1
+
+    def test_errors_keep_class_code_hint_and_details(self, kind: str, stub: Any) -> None:
+        stub.failures = [
+            ConflictError("moved", code="route_changed", hint="look", details={"version": 2})
+        ]
+        with pytest.raises(ConflictError, match="moved") as caught:
+            self.act(kind, stub.url, lambda c: c.routes.put("risk", {"arms": []}))
+        error = caught.value
+        assert (error.code, error.hint, error.details) == ("route_changed", "look", {"version": 2})
+
+    def test_deadlines_travel_with_predictions(self, kind: str, stub: Any) -> None:
+        self.act(kind, stub.url, lambda c: c.predict("risk", ROWS, deadline_s=0.05))
+        self.act(kind, stub.url, lambda c: c.predict("risk", ROWS), deadline_s=0.5)
+        sent = [call["headers"]["x-deadline-ms"] for call in stub.calls]
+        assert list(map(float, sent)) == [50.0, 500.0]
+
+    def test_a_daemon_that_hangs_is_left_in_time(self, kind: str, stub: Any) -> None:
+        with pytest.raises(UnavailableError) as caught:
+            self.act(kind, stub.url, lambda c: c.send(get("v1", "hang")), timeout_s=0.2)
+        assert caught.value.code == "timeout"
+
+    def test_nobody_there(self, kind: str) -> None:
+        with pytest.raises(UnavailableError) as caught:
+            self.act(kind, "http://127.0.0.1:1", lambda c: c.status(), timeout_s=2)
+        assert caught.value.code == "unreachable"
+
+    def test_waiting_for_a_run_tells_its_progress(self, kind: str, stub: Any) -> None:
+        def run(state: str, step: str) -> dict[str, Any]:
+            return {"run_id": "r", "state": state, "progress": {"step": step}}
+
+        stub.runs = [
+            *(run("queued", ""), run("running", "join"), run("running", "join")),
+            *(run("running", "train"), run("succeeded", "done")),
+        ]
+        seen: list[tuple[str, str]] = []
+        ended = self.act(
+            kind,
+            stub.url,
+            lambda c: c.runs.wait(
+                "r",
+                on_progress=lambda run: seen.append((run["state"], run["progress"]["step"])),
+                poll_s=0.001,
+            ),
+        )
+        assert ended["state"] == "succeeded"
+        assert seen == [
+            *(("queued", ""), ("running", "join"), ("running", "train")),
+            ("succeeded", "done"),
+        ]
+
+    def test_waiting_for_a_run_ends(self, kind: str, stub: Any) -> None:
+        stub.runs = [{"run_id": "r", "state": "running", "progress": {}}] * 1000
+        with pytest.raises(UnavailableError, match="still running") as caught:
+            self.act(kind, stub.url, lambda c: c.runs.wait("r", timeout_s=0.05, poll_s=0.01))
+        assert caught.value.code == "timeout"
+
+    def test_waiting_until_ready(self, kind: str, stub: Any) -> None:
+        stub.failures = [UnavailableError("starting", code="not_ready")] * 3
+        self.act(kind, stub.url, lambda c: c.wait_ready(poll_s=0.001))
+        assert len(stub.calls) == 4
+        stub.failures = [NotFoundError("what is this?")]
+        with pytest.raises(NotFoundError):
+            self.act(kind, stub.url, lambda c: c.wait_ready(poll_s=0.001))
+
+    def test_what_a_route_shows_can_be_put_back(self, kind: str, stub: Any) -> None:
+        shown = {"name": "r", "version": 3, "serving": {}, "error": None, "service": "risk"}
+        self.act(kind, stub.url, lambda c: c.routes.put("r", {**shown, "arms": []}, expected=3))
+        assert stub.calls[0]["body"] == {"service": "risk", "arms": [], "expected": 3}
+
+
+def test_connections_are_kept_and_replaced_when_stale(stub: Any) -> None:
+    with Client(stub.url) as client:
+        client.status()
+        (connection,) = client._idle
+        client.status()
+        assert list(client._idle) == [connection]
+        connection.close()
+        client._idle.clear()
+        client.predict("risk", ROWS)
+        assert connection not in client._idle
+
+
+def test_threads_share_a_client(stub: Any) -> None:
+    def work(n: int) -> set[str]:
+        return {client.routes.get(f"r{n}")["path"] for _ in range(20)}
+
+    with Client(stub.url) as client, ThreadPoolExecutor(8) as threads:
+        assert list(threads.map(work, range(8))) == [{f"/v1/routes/r{n}"} for n in range(8)]
+    assert len(stub.calls) == 160
+
+
+def test_definitions_may_be_given_as_objects(stub: Any) -> None:
+    with Client(stub.url) as client:
+        client.plan([Entity("user"), "not a definition"])
+    assert stub.calls[0]["body"]["document"]["entities"] == {"user": {"keys": {"user": "string"}}}
+
+
+def test_who_changes_something_is_said(stub: Any) -> None:
+    with Client(stub.url, by="alice") as client:
+        client.routes.delete("r")
+    in_async(stub.url, lambda c: c.routes.delete("r"))
+    assert [call["headers"]["x-mlpd-by"] for call in stub.calls] == ["alice", "python client"]
