@@ -1,0 +1,143 @@
+"""`mlpd events`: send single events, import files."""
+
+import json
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mlpd.cli.lazy import OrderedGroup
+from mlpd.cli.output import note, print_lines, print_pairs, print_table
+from mlpd.cli.session import Session, connected, examples
+from mlpd.core.errors import ValidationError
+
+REASONS_SHOWN = 5
+SEND_ROWS = 5_000
+"""Rows of stdin sent in one request: well below the daemon's body limit."""
+
+
+@click.group(cls=OrderedGroup)
+def events() -> None:
+    """Send events and import files."""
+
+
+@events.command(
+    epilog=examples(
+        """mlpd events send departures '{"event_time": "2013-10-01T10:00:00Z", "carrier": "UA"}'""",
+        "mlpd events send departures < events.ndjson",
+    )
+)
+@click.argument("source")
+@click.argument("event", nargs=-1)
+@click.option("--key", metavar="KEY", help="Idempotency key: the same one again stores nothing.")
+@connected
+def send(session: Session, source: str, event: tuple[str, ...], *, key: str | None) -> None:
+    """Send events as JSON objects, or one per line on stdin."""
+    texts: Iterable[str] = event or sys.stdin
+    rows = [_parse(text, number) for number, text in enumerate(texts, 1) if text.strip()]
+    if not rows:
+        raise click.UsageError("there is no event to send; see mlpd events send --help")
+    total: dict[str, Any] = {}
+    for start in range(0, len(rows), SEND_ROWS):
+        part = rows[start : start + SEND_ROWS]
+        part_key = key if key is None or len(rows) <= SEND_ROWS else f"{key}:{start}"
+        answer = session.client.events.send(source, part, idempotency_key=part_key)
+        for refused in answer["rejected"]:
+            refused["index"] += start
+        total = _add(total, answer)
+    session.show(total, lambda answer: _print_sent(source, answer))
+    _exit(total["rejected"])
+
+
+@events.command("import")
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--source", required=True, help="The source that the rows are events of.")
+@click.option("--timestamp", metavar="COLUMN", help="Column of the event time, if named otherwise.")
+@click.option("--known-at", metavar="COLUMN", help="Column that says when each row became known.")
+@click.option("--known-now", is_flag=True, help="The rows are news: known as they arrive.")
+@connected
+def import_(
+    session: Session,
+    file: Path,
+    *,
+    source: str,
+    timestamp: str | None,
+    known_at: str | None,
+    known_now: bool,
+) -> None:
+    """Import a Parquet, CSV or NDJSON file.
+
+    History needs to say when it became known, so that training never sees the future: name a
+    column with --known-at, or declare the source's delay.  Columns that the source doesn't have are
+    left out.  Stopped half-way?  Run it again within a day: what is stored is not stored twice.
+    """
+    from mlpd.cli.importing import FileImport
+
+    if known_at and known_now:
+        raise click.UsageError("--known-at and --known-now contradict each other")
+    done = FileImport(
+        session.client, file, source, timestamp=timestamp, known_at=known_at, known_now=known_now
+    ).run()
+    session.show(done, _print_imported)
+    _exit(done["rejected"])
+
+
+def _parse(text: str, number: int) -> dict[str, Any]:
+    try:
+        row = json.loads(text)
+    except ValueError as error:
+        raise ValidationError(
+            f"event {number} is not JSON: {error}",
+            code="malformed_event",
+            hint='Each event is one object: {"event_time": "2013-01-01T10:00:00Z", ...}.',
+        ) from None
+    if not isinstance(row, dict):
+        raise ValidationError(f"event {number} is not a JSON object", code="malformed_event")
+    return row
+
+
+def _add(total: dict[str, Any], answer: dict[str, Any]) -> dict[str, Any]:
+    """Return the sum of two answers; the later one's sequence."""
+    if not total:
+        return answer
+    sums = {name: total[name] + answer[name] for name in ("accepted", "rejected", "clamped")}
+    return {**answer, **sums, "replayed": total["replayed"] and answer["replayed"]}
+
+
+def _print_sent(source: str, answer: dict[str, Any]) -> None:
+    again = ", as before: this key was used already" if answer["replayed"] else ""
+    print_lines(f"{answer['accepted']:,} stored in {source} (sequence {answer['sequence']}){again}")
+    if answer["clamped"]:
+        print_lines(f"{answer['clamped']:,} lay ahead of the clock and got their arrival's time")
+    _print_reasons(answer["rejected"], len(answer["rejected"]))
+
+
+def _print_imported(done: dict[str, Any]) -> None:
+    if done["ignored"]:
+        note(f"left out, as {done['source']} has no such columns: {', '.join(done['ignored'])}")
+    print_pairs(
+        {
+            "file": done["file"],
+            "rows": done["rows"],
+            "stored": done["accepted"],
+            "of which before": done["replayed"] or None,
+            "refused": done["rejected"] or None,
+            "rows per second": done["rows_per_s"],
+        }
+    )
+    _print_reasons(done["reasons"], done["rejected"])
+
+
+def _print_reasons(reasons: list[dict[str, Any]], total: int) -> None:
+    if total:
+        shown = reasons[:REASONS_SHOWN]
+        rows = [(r["index"], r["code"], r["message"], r["hint"]) for r in shown]
+        print_table(["row", "code", "why", "what to do"], rows, title=f"Refused: {total:,}")
+
+
+def _exit(rejected: Any) -> None:
+    """End with exit code 1 if rows were refused: a script must not miss it."""
+    if rejected:
+        click.get_current_context().exit(1)

@@ -1,0 +1,70 @@
+import json
+from collections.abc import Callable
+
+import pytest
+from click.testing import Result
+
+Mlpd = Callable[..., Result]
+
+
+def test_views_services_and_their_features_are_listed(mlpd: Mlpd) -> None:
+    text = mlpd("features", "list").stdout
+    assert "spend" in text
+    assert "age, count" in text
+    answer = json.loads(mlpd("features", "list", "--json").stdout)
+    assert [view["name"] for view in answer["views"]] == ["profile", "spend"]
+    assert answer["services"] == [
+        {"name": "risk", "features": 6, "request": {"age": "float64", "count": "int64"}}
+    ]
+    vector = json.loads(mlpd("features", "list", "--service", "risk", "--json").stdout)["vector"]
+    assert vector[0] == {"feature": "user", "type": "string"}
+    assert vector[-1] == {"feature": "count", "type": "int64"}
+    view = mlpd("features", "list", "--view", "spend").stdout
+    assert "amount_mean_1h  float64" in view
+
+
+def test_a_read_shows_values_and_why_they_are_or_are_not_there(mlpd: Mlpd) -> None:
+    done = mlpd("features", "read", "risk", "user=a", "age=2.5", "count=")
+    assert done.exit_code == 0
+    lines = {line.split()[0]: line.split()[1:3] for line in done.stdout.splitlines() if line}
+    assert lines["profile.amount"] == ["-", "stale"]
+    assert lines["spend.amount_mean_1h"] == ["-", "null"]
+    assert lines["age"] == ["2.5", "present"]
+    assert lines["count"] == ["-", "null"]
+
+
+def test_single_features_are_read_at_a_given_moment(mlpd: Mlpd) -> None:
+    moment = ("--at", "2113-01-01T00:00:00Z")
+    done = mlpd("features", "read", "profile.amount,user", "user=a", *moment, "--json")
+    answer = json.loads(done.stdout)
+    assert answer["columns"] == {"profile.amount": [None], "user": ["a"]}
+    assert answer["t_us"] == 4_512_672_000_000_000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["nothing", "user=a"], "unknown_service"),
+        (["profil.amount", "user=a"], "unknown_view"),
+        (["profile.amuont", "user=a"], "unknown_feature"),
+        (["risk", "user=a"], "missing_request_field"),
+        (["risk", "usr=a"], "unknown_field"),
+        (["risk", "user"], "unknown_field"),
+        (["risk", "user=a", "age=old", "count=1"], "wrong_type"),
+        (["risk", "user=a", "age=1", "count=1.5"], "wrong_type"),
+        (["risk", "user=a", "age=true", "count=1"], "wrong_type"),
+        (["risk", "user=a", "age=1", "count=1", "--at", "2013-01-01T00:00:00Z"], "at_in_the_past"),
+        (["risk", "user=a", "age=1", "count=1", "--at", "2113-01-01T00:00:00"], "naive_time"),
+    ],
+)
+def test_a_wrong_read_says_what_is_wrong(mlpd: Mlpd, arguments: list[str], code: str) -> None:
+    done = mlpd("features", "read", *arguments)
+    assert done.exit_code == 1
+    assert f"[{code}]" in done.stderr
+    assert done.stdout == ""
+
+
+def test_freshness_shows_ages_as_served(mlpd: Mlpd) -> None:
+    answer = json.loads(mlpd("features", "freshness", "--json").stdout)
+    assert answer["views"]["profile"]["stale"] == 300
+    assert "profile" in mlpd("features", "freshness").stdout
