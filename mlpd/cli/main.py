@@ -1,0 +1,49 @@
+"""The command `mlpd`: its subcommands by section, each imported when it is used."""
+
+import click
+
+from mlpd import __version__
+from mlpd.cli.lazy import Lazy, RootGroup
+
+SECTIONS = {
+    "Daemon": {
+        "serve": Lazy("mlpd.cli.serve:serve", "Run the daemon."),
+        "status": Lazy("mlpd.cli.status:status", "Show how the daemon is doing."),
+        "demo": Lazy("mlpd.cli.demo_command:demo", "Everything at work on a year of real flights."),
+    },
+    "Definitions and data": {
+        "plan": Lazy("mlpd.cli.apply:plan", "Show what a definitions folder would change."),
+        "apply": Lazy("mlpd.cli.apply:apply", "Make a definitions folder what runs."),
+        "events": Lazy("mlpd.cli.events:events", "Send events and import files."),
+        "features": Lazy("mlpd.cli.features:features", "List and read features."),
+    },
+    "Models": {
+        "jobs": Lazy("mlpd.cli.jobs:jobs", "List training jobs and run them."),
+        "runs": Lazy("mlpd.cli.runs:runs", "Follow, read and cancel training runs."),
+        "models": Lazy("mlpd.cli.models:models", "List models, move their aliases."),
+        "routes": Lazy("mlpd.cli.routes:routes", "Decide which models answer."),
+        "experiments": Lazy("mlpd.cli.experiments:experiments", "Compare models on live traffic."),
+    },
+    "Monitoring": {
+        "drift": Lazy("mlpd.cli.monitor:drift", "Compare what a model sees with its training."),
+        "performance": Lazy("mlpd.cli.monitor:performance", "Show a model's live quality."),
+        "consistency": Lazy(
+            "mlpd.cli.monitor:consistency", "Compare served features with the log."
+        ),
+    },
+}
+
+
+@click.group(
+    cls=RootGroup,
+    sections=SECTIONS,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog='Completion for bash: eval "$(_MLPD_COMPLETE=bash_source mlpd)"; zsh and fish likewise.',
+)
+@click.version_option(__version__, message="mlpd %(version)s")
+def main() -> None:
+    """A whole ML platform in one process.
+
+    Commands talk to the daemon at --url or MLPD_URL (http://127.0.0.1:8700 by default;
+    unix:mlpd-data/mlpd.sock works too).  --json gives one JSON document for programs.
+    """

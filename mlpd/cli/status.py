@@ -1,0 +1,49 @@
+"""`mlpd status`: the daemon at one glance."""
+
+from typing import Any
+
+import click
+
+from mlpd.cli.output import (
+    print_pairs,
+    show_bytes,
+    show_duration,
+    show_share,
+    show_time,
+    show_value,
+)
+from mlpd.cli.session import Session, connected
+
+
+@click.command()
+@connected
+def status(session: Session) -> None:
+    """Show how the daemon is doing.
+
+    What it holds, what it serves, and how long it has been up.
+    """
+    session.show(session.client.status(), lambda found: _print_status(session.url, found))
+
+
+def _print_status(url: str, found: dict[str, Any]) -> None:
+    predictions, used = found["predictions"], found["lmdb_bytes"]
+    print_pairs(
+        {
+            "daemon": f"mlpd {found['version']} at {url}",
+            "state": "ready" if found["ready"] else "starting or stopping",
+            "up for": show_duration(found["uptime_s"]),
+            "data directory": found["data_directory"],
+            "store": f"{show_bytes(used)}, {show_share(used / found['lmdb_map_bytes'])} of its map",
+            "log": f"sequence {found['sequence']:,}, {found['log_tail_rows']:,} rows not yet in "
+            "segments",
+            "newest event known": show_time(found["newest_known"]),
+            "events since start": found["events"] or None,
+            "predictions": f"{predictions['logged']:,} logged"
+            + (f", {predictions['dropped']:,} DROPPED" if predictions["dropped"] else ""),
+        }
+    )
+    kinds = ("sources", "views", "services", "jobs", "models", "routes", "experiments")
+    print_pairs(
+        {kind: f"{len(found[kind])}: {show_value(found[kind])}" for kind in kinds if found[kind]},
+        title=f"Definitions version {found['definitions_version']}",
+    )
