@@ -87,13 +87,18 @@ def month_us(month: int) -> int:
 
 
 def build_timeline(
-    flights: pl.DataFrame, events: EventTables, start_us: int, end_us: int
+    flights: pl.DataFrame, events: EventTables, start_us: int, end_us: int, *, days: int = 31
 ) -> Timeline:
-    """Return the flights scheduled in [start, end) and the events known since `start_us`.
+    """Return the flights scheduled in [start, end) and all events known since `start_us`.
 
-    `flights` as `read_flights` gives them.  Each flight's features are left to the daemon.
+    `flights` as `read_flights` gives them; `days`: flights of the first so many days of a month
+    alone.  A flight's features are left to the daemon.
     """
-    scheduled = flights.filter(pl.col("scheduled_us").is_between(start_us, end_us, closed="left"))
+    time_us = pl.col("scheduled_us")
+    scheduled = flights.filter(
+        time_us.is_between(start_us, end_us, closed="left"),
+        pl.from_epoch(time_us, "us").dt.day() <= days,
+    )
     return Timeline(
         ticks=list(_ticks(scheduled["scheduled_us"].to_list())),
         flights=scheduled.select(REQUEST).to_dict(as_series=False),
