@@ -38,16 +38,24 @@ _ITEMS_MAX = 4_000_000
 async def read_body(request: web.Request) -> bytes:
     """Return the whole body, inflated if it was compressed.
 
-    Raises TooLargeError(code="body_too_large") as soon as it is over the limit, streamed or not.
+    Raises TooLargeError(code="body_too_large") as soon as it is over the limit, streamed or not,
+    and ValidationError(code="malformed_body") for one that can't be unchunked or inflated.
     """
     check_length(request)
     bytes_max = request.app[BODY_BYTES_MAX]
     parts, size = [], 0
-    async for part in request.content.iter_any():
-        size += len(part)
-        if size > bytes_max:
-            raise _too_large(bytes_max)
-        parts.append(part)
+    try:
+        async for part in request.content.iter_any():
+            size += len(part)
+            if size > bytes_max:
+                raise _too_large(bytes_max)
+            parts.append(part)
+    except web.RequestPayloadError as error:
+        raise ValidationError(
+            f"the body can't be read: {' '.join(str(error).split())[:200]}",
+            code="malformed_body",
+            hint="Check its Transfer-Encoding and Content-Encoding.",
+        ) from None
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 

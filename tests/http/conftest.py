@@ -9,6 +9,8 @@ from types import ModuleType
 import pytest
 
 from mlpd.client import Client
+from mlpd.core.kernels import precompile
+from mlpd.daemon.app import KERNEL_MODULES
 
 
 def load_edge() -> ModuleType:
@@ -23,6 +25,11 @@ def load_edge() -> ModuleType:
 
 
 edges = load_edge()
+
+
+def pytest_collection_finish() -> None:
+    """Compile kernels before any test's clock runs: on a new machine it takes up to a minute."""
+    precompile(KERNEL_MODULES)
 
 
 @pytest.fixture(scope="session")
