@@ -35,7 +35,7 @@ def events() -> None:
 @connected
 def send(session: Session, source: str, event: tuple[str, ...], *, key: str | None) -> None:
     """Send events as JSON objects, or one per line on stdin."""
-    texts: Iterable[str] = event or sys.stdin
+    texts: Iterable[str] = event or (() if sys.stdin.isatty() else sys.stdin)
     rows = [_parse(text, number) for number, text in enumerate(texts, 1) if text.strip()]
     if not rows:
         raise click.UsageError("there is no event to send; see mlpd events send --help")

@@ -16,6 +16,7 @@ from mlpd.cli.output import (
 from mlpd.cli.session import Session, connected
 
 EXAMPLES_SHOWN = 10
+WORST_SHOWN = 3
 
 
 @click.command()
@@ -114,10 +115,10 @@ def _print_windows(windows: list[dict[str, Any]]) -> None:
     print_table(headers, rows, title="Windows")
 
 
-def _worst(window: dict[str, Any]) -> list[str]:
+def _worst(window: dict[str, Any]) -> str | None:
     drifted = [f for f in window["features"] if f["name"] in window["drifted"]]
     drifted.sort(key=lambda feature: -feature["psi_adjusted"])
-    return [f"{feature['name']} {feature['psi_adjusted']:.2f}" for feature in drifted[:3]]
+    return "\n".join(feature["name"] for feature in drifted[:WORST_SHOWN]) or None
 
 
 def _print_columns(window: dict[str, Any], *, everything: bool) -> None:
@@ -127,15 +128,15 @@ def _print_columns(window: dict[str, Any], *, everything: bool) -> None:
     shown = [c for c in columns if everything or c["state"] in ("warn", "alert")]
     rows = [
         (
-            *(c["name"], c["state"], c["psi_adjusted"], c["p_adjusted"]),
-            *(c["reference_mean"], c["mean"]),
-            *(show_share(c["reference_missing_share"]), show_share(c["missing_share"])),
+            *(c["name"], c["state"], f"{c['psi_adjusted']:.3f}"),
+            f"{show_value(c['reference_mean'])} -> {show_value(c['mean'])}",
+            f"{show_share(c['reference_missing_share'])} -> {show_share(c['missing_share'])}",
         )
         for c in shown
     ]
-    headers = ["feature", "state", "psi", "p", "mean then", "now", "missing then", "now"]
+    headers = ["feature", "state", "psi", "mean", "missing"]
     hidden = len(columns) - len(shown)
-    print_table(headers, rows, title="Features", empty="none drifted")
+    print_table(headers, rows, title="Features, training -> now", empty="none drifted")
     if hidden:
         print_lines("", f"{hidden} more are as they were; --all shows them.")
 

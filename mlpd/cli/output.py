@@ -32,7 +32,7 @@ UNBROKEN_CHARS = 28
 _NUMBER = re.compile(r"-|-?[\d,.]+(e[+-]\d+)?%?|-?inf|nan")
 _FOUR_DIGITS = 10_000
 _GAP = "  "
-_DURATIONS = ((86_400, "d", 3_600, "h"), (3_600, "h", 60, "min"), (60, "min", 1, "s"))
+_DURATIONS = ((86_400, "d", 3_600, "h"), (3_600, "h", 60, "m"), (60, "m", 1, "s"))
 _STYLES = {
     "ok": "green", "ready": "green", "succeeded": "green", "match": "green", "passed": "green",
     "warn": "yellow", "running": "cyan", "queued": "cyan", "pending": "cyan",
@@ -132,15 +132,15 @@ def show_time(time_us: int | str | None) -> str:
 
 
 def show_duration(duration_s: float | None) -> str:
-    """Return a duration in its two largest units, such as `3 h 12 min`."""
+    """Return a duration in its two largest units, such as `3h 12m`."""
     if duration_s is None:
         return "-"
     for size, unit, part, smaller in _DURATIONS:
         if duration_s >= size:
             whole, rest = divmod(duration_s, size)
-            least = f" {rest // part:.0f} {smaller}" if rest >= part else ""
-            return f"{whole:.0f} {unit}{least}"
-    return f"{duration_s:.3g} s" if duration_s >= 1 else f"{duration_s * 1e3:.3g} ms"
+            least = f" {rest // part:.0f}{smaller}" if rest >= part else ""
+            return f"{whole:.0f}{unit}{least}"
+    return f"{duration_s:.3g}s" if duration_s >= 1 else f"{duration_s * 1e3:.3g}ms"
 
 
 def show_bytes(size: float | None) -> str:

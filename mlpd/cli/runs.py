@@ -8,6 +8,7 @@ import click
 
 from mlpd.cli.lazy import OrderedGroup
 from mlpd.cli.output import (
+    note,
     print_lines,
     print_pairs,
     print_table,
@@ -71,14 +72,18 @@ def cancel(session: Session, run: str) -> None:
 
 
 def follow_run(session: Session, run_id: str) -> dict[str, Any]:
-    """Return a run once it ended, with a progress bar on the way."""
+    """Return a run once it ended, with a progress bar on the way; Ctrl-C leaves it running."""
     with progress(f"run {run_id}") as bar:
 
         def tell(run: Mapping[str, Any]) -> None:
             what = _progress(run["progress"]) if run["state"] == "running" else run["state"]
             bar.describe(f"{run['job']}: {what}")
 
-        return session.client.runs.wait(run_id, on_progress=tell, timeout_s=FOLLOW_TIMEOUT_S)
+        try:
+            return session.client.runs.wait(run_id, on_progress=tell, timeout_s=FOLLOW_TIMEOUT_S)
+        except KeyboardInterrupt:
+            note(f"run {run_id} goes on: mlpd runs show {run_id}, or mlpd runs cancel {run_id}")
+            raise
 
 
 def check_succeeded(run: dict[str, Any]) -> None:
@@ -133,24 +138,21 @@ def _print_result(result: dict[str, Any]) -> None:
 
 def _print_runs(answer: dict[str, Any]) -> None:
     rows = [
-        (
-            *(run["run_id"], run["job"], run["state"], show_time(run["created"]), _took(run)),
-            _outcome(run),
-        )
+        (run["run_id"], run["job"], run["state"], _took(run), *_outcome(run))
         for run in answer["runs"]
     ]
-    headers = ["run", "job", "state", "queued", "took", "outcome"]
+    headers = ["run", "job", "state", "took", "outcome", "auc"]
     print_table(headers, rows, empty="No runs yet.  Start one: mlpd jobs run JOB --follow.")
 
 
-def _outcome(run: dict[str, Any]) -> str:
+def _outcome(run: dict[str, Any]) -> tuple[str | None, float | None]:
+    """Return what became of a run, and its AUC if it has one."""
     if run["result"]:
-        metrics = run["result"]["metrics"]
-        auc = f", auc {metrics['auc']:.4f}" if metrics.get("auc") is not None else ""
-        return f"{run['result']['model']}@{run['result']['version']}{auc}"
+        result = run["result"]
+        return f"{result['model']}@{result['version']}", result["metrics"].get("auc")
     if run["error"]:
-        return str(run["error"].get("code", "failed"))
-    return _progress(run["progress"]) if run["state"] == "running" else "-"
+        return run["error"].get("code", "failed"), None
+    return _progress(run["progress"]) if run["state"] == "running" else None, None
 
 
 def _took(run: dict[str, Any]) -> str | None:

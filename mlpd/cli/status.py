@@ -5,6 +5,7 @@ from typing import Any
 import click
 
 from mlpd.cli.output import (
+    print_lines,
     print_pairs,
     show_bytes,
     show_duration,
@@ -43,7 +44,8 @@ def _print_status(url: str, found: dict[str, Any]) -> None:
         }
     )
     kinds = ("sources", "views", "services", "jobs", "models", "routes", "experiments")
-    print_pairs(
-        {kind: f"{len(found[kind])}: {show_value(found[kind])}" for kind in kinds if found[kind]},
-        title=f"Definitions version {found['definitions_version']}",
-    )
+    held = {kind: f"{len(found[kind])}: {show_value(found[kind])}" for kind in kinds if found[kind]}
+    if held:
+        print_pairs(held, title=f"Definitions version {found['definitions_version']}")
+    else:
+        print_lines("", "Nothing is defined yet.  Write definitions and run mlpd apply DIR.")

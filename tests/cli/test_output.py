@@ -8,6 +8,11 @@ from mlpd.cli import output
 from mlpd.cli.lazy import printable
 
 
+@pytest.fixture(autouse=True)
+def _no_width(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+
+
 def test_columns_of_numbers_are_flush_right(capsys: pytest.CaptureFixture[str]) -> None:
     output.print_table(["name", "rows", "share"], [("a", 5, "1.0%"), ("long", 12345, "10.0%")])
     assert capsys.readouterr().out == (
@@ -74,8 +79,8 @@ def test_values(value: object, shown: str) -> None:
 @pytest.mark.parametrize(
     ("seconds", "shown"),
     [
-        (None, "-"), (0.0012, "1.2 ms"), (1, "1 s"), (59.5, "59.5 s"), (60, "1 min"),
-        (119.4, "1 min 59 s"), (7200, "2 h"), (7260, "2 h 1 min"), (86400 * 3 + 3600, "3 d 1 h"),
+        (None, "-"), (0.0012, "1.2ms"), (1, "1s"), (59.5, "59.5s"), (60, "1m"),
+        (119.4, "1m 59s"), (7200, "2h"), (7260, "2h 1m"), (86400 * 3 + 3600, "3d 1h"),
     ],
 )  # fmt: skip
 def test_durations(seconds: float | None, shown: str) -> None:
