@@ -57,7 +57,13 @@ LOW_BITS, LOW_MASK = 32, 0xFFFFFFFF
 LOW_SCALE = 4294967296.0
 SUM_HIGH_LIMIT = 1 << 31
 """A sum fits int64 while -limit <= high < limit."""
+EXACT_HIGH_LIMIT = 1 << 20
+"""Below it in magnitude, a sum fits 53 bits."""
 MAGNITUDE_BITS = 0x7FFFFFFFFFFFFFFF
+
+nat = np.uint64
+"""Marks an index as not negative: numba then leaves out the code for indices from the end, which
+made a merge half as long again."""
 
 
 @device
@@ -70,7 +76,7 @@ def ordered_bits(bits: int) -> int:
 def copy_words(into: I8, to: int, words: I8, at: int, count: int) -> None:
     """Copy `count` words, from the first on: within one array only towards its front."""
     for i in range(count):
-        into[to + i] = words[at + i]
+        into[nat(to + i)] = words[nat(at + i)]
 
 
 @device
@@ -134,31 +140,42 @@ def merge_tile(
     Counts, integer sums, extremes, first and last are exact in any order.  Real sums and squared
     deviations depend on the order of merges in their last bits of 106.
     """
-    for i in range(table[merges + SQUARES], table[merges + COUNTS], SQUARES_WIDTH):
+    _merge_additive(table, merges, into, into_f, to, tile, tile_f, at)
+    for i in range(table[nat(merges + MINIMA)], table[nat(merges + MAXIMA)]):
+        word = table[nat(i)]
+        into[nat(to + word)] = min(into[nat(to + word)], tile[nat(at + word)])
+    for i in range(table[nat(merges + MAXIMA)], table[nat(merges + FIRSTS)]):
+        word = table[nat(i)]
+        into[nat(to + word)] = max(into[nat(to + word)], tile[nat(at + word)])
+    for i in range(table[nat(merges + FIRSTS)], table[nat(merges + LASTS)]):
+        word = table[nat(i)]
+        if _is_earlier(tile, at + word, into, to + word):
+            copy_words(into, to + word, tile, at + word, END_WIDTH)
+    for i in range(table[nat(merges + LASTS)], table[nat(merges + MERGES)]):
+        word = table[nat(i)]
+        if _is_earlier(into, to + word, tile, at + word):
+            copy_words(into, to + word, tile, at + word, END_WIDTH)
+
+
+@device
+def _merge_additive(
+    table: I8, merges: int, into: I8, into_f: F8, to: int, tile: I8, tile_f: F8, at: int
+) -> None:  # fmt: skip
+    for i in range(table[nat(merges + SQUARES)], table[nat(merges + COUNTS)], SQUARES_WIDTH):
         _merge_squares(table, i, into, into_f, to, tile, tile_f, at)  # before counts and sums
-    for i in range(table[merges + COUNTS], table[merges + INTEGER_SUMS]):
-        word = table[i]
-        into[to + word] += tile[at + word]
-    for i in range(table[merges + INTEGER_SUMS], table[merges + REAL_SUMS]):
-        a, b = to + table[i], at + table[i]
-        low = into[a + 1] + tile[b + 1]
+    for i in range(table[nat(merges + COUNTS)], table[nat(merges + INTEGER_SUMS)]):
+        word = table[nat(i)]
+        into[nat(to + word)] += tile[nat(at + word)]
+    for i in range(table[nat(merges + INTEGER_SUMS)], table[nat(merges + REAL_SUMS)]):
+        a, b = nat(to + table[nat(i)]), nat(at + table[nat(i)])
+        a_low, b_low = nat(to + table[nat(i)] + 1), nat(at + table[nat(i)] + 1)
+        low = into[a_low] + tile[b_low]
         into[a] += tile[b] + (low >> LOW_BITS)
-        into[a + 1] = low & LOW_MASK
-    for i in range(table[merges + REAL_SUMS], table[merges + MINIMA]):
-        a, b = to + table[i], at + table[i]
-        into_f[a], into_f[a + 1] = dd_add(into_f[a], into_f[a + 1], tile_f[b], tile_f[b + 1])
-    for i in range(table[merges + MINIMA], table[merges + MAXIMA]):
-        word = table[i]
-        into[to + word] = min(into[to + word], tile[at + word])
-    for i in range(table[merges + MAXIMA], table[merges + FIRSTS]):
-        word = table[i]
-        into[to + word] = max(into[to + word], tile[at + word])
-    for i in range(table[merges + FIRSTS], table[merges + LASTS]):
-        if _is_earlier(tile, at + table[i], into, to + table[i]):
-            copy_words(into, to + table[i], tile, at + table[i], END_WIDTH)
-    for i in range(table[merges + LASTS], table[merges + MERGES]):
-        if _is_earlier(into, to + table[i], tile, at + table[i]):
-            copy_words(into, to + table[i], tile, at + table[i], END_WIDTH)
+        into[a_low] = low & LOW_MASK
+    for i in range(table[nat(merges + REAL_SUMS)], table[nat(merges + MINIMA)]):
+        a, b = nat(to + table[nat(i)]), nat(at + table[nat(i)])
+        a_low, b_low = nat(to + table[nat(i)] + 1), nat(at + table[nat(i)] + 1)
+        into_f[a], into_f[a_low] = dd_add(into_f[a], into_f[a_low], tile_f[b], tile_f[b_low])
 
 
 @device
@@ -210,6 +227,8 @@ def _mean(kind: int, words: I8, words_f: F8, sum_at: int, count: int) -> Pair:
 @device
 def _integer_pair(high: int, low: int) -> Pair:
     """Return high * 2^32 + low exactly: 95 bits at most."""
+    if -EXACT_HIGH_LIMIT <= high < EXACT_HIGH_LIMIT:
+        return float((high << LOW_BITS) + low), 0.0
     top = float(high >> LOW_BITS) * (LOW_SCALE * LOW_SCALE)
     middle, rest = two_sum(float(high & LOW_MASK) * LOW_SCALE, float(low))
     total, error = two_sum(top, middle)
@@ -225,24 +244,26 @@ def finish(
     Over no values count and sum are 0, the others NULL; var and std are NULL below two values; the
     sum of integers is NULL when it doesn't fit int64.
     """
-    count = tile[at + table[spec + COUNT_AT]]
-    out[to] = 0
+    count = tile[nat(at + table[nat(spec + COUNT_AT)])]
+    out[nat(to)] = 0
     if function == COUNT:
-        out[to] = count
+        out[nat(to)] = count
         return 1
     if function == SUM:
         return 1 if count == 0 else _finish_sum(table, spec, tile, tile_f, at, out, out_f, to)
     if count == 0 or (count == 1 and function in (VAR, STD)):
         return 0
     if function == MEAN:
-        out_f[to] = _mean(table[spec + KIND], tile, tile_f, at + table[spec + SUM_AT], count)[0]
+        out_f[nat(to)] = _mean(
+            table[nat(spec + KIND)], tile, tile_f, at + table[nat(spec + SUM_AT)], count
+        )[0]
     elif function in (VAR, STD):
-        word = at + table[spec + M2_AT]
+        word = at + table[nat(spec + M2_AT)]
         variance = dd_over(tile_f[word], tile_f[word + 1], float(count - 1))[0]
         out_f[to] = variance if function == VAR else math.sqrt(variance)
     elif function in (MIN, MAX):
         value = tile[at + table[spec + (MIN_AT if function == MIN else MAX_AT)]]
-        out[to] = value if table[spec + KIND] == INTEGER else ordered_bits(value)
+        out[to] = value if table[nat(spec + KIND)] == INTEGER else ordered_bits(value)
     else:
         out[to] = tile[at + table[spec + (FIRST_AT if function == FIRST else LAST_AT)] + VALUE]
     return 1
@@ -252,8 +273,8 @@ def finish(
 def _finish_sum(
     table: I8, spec: int, tile: I8, tile_f: F8, at: int, out: I8, out_f: F8, to: int
 ) -> int:  # fmt: skip
-    word = at + table[spec + SUM_AT]
-    if table[spec + KIND] == REAL:
+    word = at + table[nat(spec + SUM_AT)]
+    if table[nat(spec + KIND)] == REAL:
         out_f[to] = tile_f[word]
         return 1
     if not -SUM_HIGH_LIMIT <= tile[word] < SUM_HIGH_LIMIT:

@@ -117,13 +117,12 @@ def update_values(
 
 
 @kernel(
-    "const i8[], const i8[], const i8[], const f8[], const i8[], const i8[], i8[], f8[], "
-    "i8[], f8[], u1[]",
+    "const i8[], const i8[], const i8[], const i8[], const i8[], i8[], f8[], i8[], f8[], u1[]",
     returns="i8",
 )
 def read_values(
-    plan: I8, query: I8, stored: I8, stored_f: F8, stored_starts: I8, t_us: I8,
-    work: I8, work_f: F8, out: I8, out_f: F8, present: U1,
+    plan: I8, query: I8, stored: I8, stored_starts: I8, t_us: I8, work: I8, work_f: F8,
+    out: I8, out_f: F8, present: U1,
 ) -> int:  # fmt: skip
     """Write the query's outputs of n values, as of `t_us[i]` each, row by row.
 
@@ -141,7 +140,7 @@ def read_values(
             spec = QUERY_HEAD + window * WINDOW_WIDTH
             _clear_tile(plan, work, plan[RESULT_AT])
             if last > first:
-                _fold_stored(plan, query, spec, stored, stored_f, first, t_us[row], work, work_f)
+                _fold_stored(plan, query, spec, stored, first, t_us[row], work, work_f)
             _finish_window(plan, query, spec, work, work_f, out, out_f, present, row * width)
     return OK
 
@@ -450,8 +449,7 @@ def _position(words: I8, first: int, size: int, tiles: int, index: int) -> int:
 
 @device
 def _fold_stored(
-    plan: I8, query: I8, spec: int, stored: I8, stored_f: F8, at: int, t_us: int,
-    work: I8, work_f: F8,
+    plan: I8, query: I8, spec: int, stored: I8, at: int, t_us: int, work: I8, work_f: F8
 ) -> None:  # fmt: skip
     """Put a stored value's tiles of one window together as the result."""
     resolution, size = query[spec + RESOLUTION], plan[TILE_WORDS]
@@ -463,13 +461,16 @@ def _fold_stored(
     oldest = (t_us - query[spec + WIDTH_US]) // hop_us
     start = _position(stored, first, size, tiles, oldest)
     split = _position(stored, first, size, tiles, _pivot(oldest, query[spec + STRIDE]))
-    result, other, merges = plan[RESULT_AT], plan[OTHER_AT], query[QUERY_MERGES_AT]
+    result, other = plan[RESULT_AT], plan[OTHER_AT]
     _clear_tile(plan, work, other)
-    for i in range(start, tiles):
-        to, position = (result, split - 1 - (i - start)) if i < split else (other, i)
-        tile = first + position * size
-        merge_tile(query, merges, work, work_f, to, stored, stored_f, tile)
-    merge_tile(query, merges, work, work_f, result, work, work_f, other)
+    for i in range(start, tiles + 1):
+        to, tile = result if i < split else other, plan[EVENT_AT]
+        if i < tiles:
+            position = split - 1 - (i - start) if i < split else i
+            copy_words(work, tile, stored, first + position * size, size)
+        else:
+            to, tile = result, other
+        merge_tile(query, query[QUERY_MERGES_AT], work, work_f, to, work, work_f, tile)
 
 
 @device
@@ -530,7 +531,7 @@ def _fold_work(plan: I8, query: I8, spec: int, work: I8, work_f: F8, t_us: int) 
 
 @device
 def _find_start(plan: I8, query: I8, spec: int, work: I8, t_us: int) -> int:
-    """Return the place of a window's first tile; its bounds and the search begin at the last ones."""
+    """Return the place of a window's first tile, looking from where it was last."""
     resolution, size = query[spec + RESOLUTION], plan[TILE_WORDS]
     meta, head = WORK_HEAD + resolution * META_WIDTH, query[spec + FOLDS_AT]
     if not work[head + OLDEST_FROM_US] <= t_us < work[head + OLDEST_UNTIL_US]:

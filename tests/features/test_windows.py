@@ -18,6 +18,8 @@ from mlpd.core.kernels import load_kernels
 from mlpd.core.specs import AggregateSpec, SourceSpec, ViewSpec
 from mlpd.features.windows import KERNELS, WindowKernels, WindowPlan
 
+pytestmark = pytest.mark.timeout(300)  # the first test may wait for the kernels' compiler
+
 # --- brute force: every event looked at for every feature, in exact fractions -------------------
 
 ERROR = Fraction(1, 2**98)
@@ -333,7 +335,7 @@ def stories(draw: st.DrawFn, rows: st.SearchStrategy[dict[str, Any]] = ROWS) -> 
 
 
 @pytest.mark.parametrize("closed", ["left", "right"])
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(story=stories())
 def test_online_reads_equal_both_joins_and_the_reference(
     kernels: WindowKernels, closed: str, story: Story
@@ -355,7 +357,7 @@ def test_online_reads_equal_both_joins_and_the_reference(
 
 @pytest.mark.parametrize("closed", ["left", "right"])
 @pytest.mark.parametrize("mode", ["as_known", "as_corrected", "as_of_sequence"])
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(story=stories(), data=st.data())
 def test_a_join_at_any_time_equals_the_reference(
     kernels: WindowKernels, closed: str, mode: str, story: Story, data: st.DataObject
@@ -369,7 +371,7 @@ def test_a_join_at_any_time_equals_the_reference(
     check_rows(view, events, spine, mode, join(plan, events, spine, mode))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(story=stories(), data=st.data())
 def test_batches_may_be_split_anywhere(
     kernels: WindowKernels, story: Story, data: st.DataObject
