@@ -2,6 +2,10 @@
 
 import json
 import re
+import signal
+import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 from xml.etree import ElementTree as ET
@@ -17,6 +21,8 @@ from mlpd.cli.demo.report import print_report, save_report
 from mlpd.cli.demo.timeline import month_us
 from mlpd.cli.main import main
 from mlpd.core.errors import ConflictError, UnavailableError
+from mlpd.storage.files import DataDirectory
+from mlpd.storage.lock import read_holder
 
 KEYS = (
     *("events_ingested", "events_per_s", "predictions", "predictions_per_s", "predict_p50_ms"),
@@ -125,14 +131,30 @@ def test_directory_of_somebody_else_is_left_alone(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["letter.txt"]
 
 
-def test_daemon_that_does_not_start_is_told_with_its_log(tmp_path: Path) -> None:
-    with (
-        pytest.raises(UnavailableError) as caught,
-        running_daemon(tmp_path / "data", 70_000),
-    ):
-        pass
+def test_daemon_that_does_not_start_is_told_with_its_log_and_leaves_nothing(
+    tmp_path: Path,
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(UnavailableError) as caught, running_daemon(tmp_path / "data", port):
+            pass
     assert caught.value.code == "daemon_failed"
-    assert "70000" in caught.value.message
+    assert str(port) in caught.value.message
+    assert not (tmp_path / "data").exists()
+
+
+def test_interrupted_demo_stops_its_daemon(tmp_path: Path) -> None:
+    paths = DataDirectory(tmp_path / "data")
+    command = [sys.executable, "-m", "mlpd", "demo", "--port", "0", "--data-dir", paths.root]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as child:
+        deadline_s = time.monotonic() + 60
+        while not paths.socket.exists() and time.monotonic() < deadline_s:
+            time.sleep(0.05)
+        child.send_signal(signal.SIGINT)
+        told = child.communicate()[1]
+    assert child.returncode == 130
+    assert "Interrupted" in told
+    assert read_holder(paths.lock_file) is None
 
 
 def test_wrong_months_are_a_usage_error() -> None:

@@ -51,8 +51,12 @@ def memory_bytes(pid: int) -> int:
 
 def _family(pid: int) -> Iterator[int]:
     yield pid
-    for thread in Path(f"/proc/{pid}/task").glob("*/children"):
-        for child in _read(str(thread)).split():
+    try:
+        threads = list(Path(f"/proc/{pid}/task").iterdir())
+    except OSError:
+        return  # it has ended
+    for thread in threads:
+        for child in _read(f"{thread}/children").split():
             yield from _family(int(child))
 
 

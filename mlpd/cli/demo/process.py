@@ -1,5 +1,6 @@
 """The daemon as the demo's child process: started in a session of its own, watched, stopped."""
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -66,16 +67,12 @@ class DaemonProcess:
                 self.url = holder["url"]
                 return
             time.sleep(_POLL_S)
-        raise self.failure("did not start")
-
-    def failure(self, what: str) -> UnavailableError:
-        """Return the error that tells what the daemon's log says last."""
         lines = self._log.read_text(encoding="utf-8", errors="replace").splitlines()
         tail = "\n".join(lines[-_LOG_LINES:])
-        return UnavailableError(
-            f"the daemon {what}; its log ends with:\n{tail}",
+        raise UnavailableError(
+            f"the daemon did not start; its log ends with:\n{tail}",
             code="daemon_failed",
-            hint=f"The whole log: {self._log}",
+            hint="If the port is taken, choose another one with --port, or 0 for any.",
         )
 
     def stop(self) -> None:
@@ -95,11 +92,19 @@ class DaemonProcess:
 
 @contextmanager
 def running_daemon(directory: Path, port: int | None) -> Iterator[DaemonProcess]:
-    """Start a daemon on a new data directory; stop it if the block fails or is interrupted."""
+    """Start a daemon on a new data directory; stop it if the block fails or is interrupted.
+
+    One that doesn't even start leaves the directory empty, so that the next try may have it.
+    """
     claim_directory(directory)
     daemon = DaemonProcess(directory, port)
     try:
         daemon.wait_listening()
+    except BaseException:
+        daemon.stop()
+        shutil.rmtree(directory)
+        raise
+    try:
         yield daemon
     except BaseException:
         daemon.stop()
