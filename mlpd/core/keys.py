@@ -8,7 +8,6 @@ sort like tuples and `"1"` never equals `1`.  Entity bytes over `MAX_ENTITY_BYTE
 """
 
 import hashlib
-import struct
 from collections.abc import Sequence
 
 from mlpd.core.columns import DType
@@ -21,7 +20,6 @@ KEY_TYPES = (DType.STRING, DType.INT64, DType.BYTES)
 MAX_ENTITY_BYTES = 480
 """Entity bytes up to here stand in the key itself; LMDB allows 511 bytes in all."""
 
-_PREFIX = struct.Struct(">HI")
 _SIGN = 1 << 63
 
 
@@ -53,9 +51,16 @@ def encode_entity(types: Sequence[DType], parts: Sequence[object], entity: str) 
     return encoded
 
 
-def online_key(view_id: int, entity: bytes) -> bytes:
-    """Return the LMDB key of an entity's row in a view; about 0.5 us."""
-    return _PREFIX.pack(slot_of(entity), view_id) + entity
+def online_keys(view_ids: Sequence[int], entities: Sequence[bytes]) -> list[bytes]:
+    """Return the LMDB keys of the entities' rows in the first view, then in the next, and so on.
+
+    About 0.5 us per entity and 0.2 us per key.
+    """
+    slots = [slot_of(entity).to_bytes(2, "big") for entity in entities]
+    views = [view_id.to_bytes(4, "big") for view_id in view_ids]
+    return [
+        slot + view + entity for view in views for slot, entity in zip(slots, entities, strict=True)
+    ]
 
 
 def _escape(raw: bytes) -> bytes:

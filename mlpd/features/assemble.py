@@ -1,25 +1,131 @@
-"""From the features of views to a service's vector: transforms, key columns, request fields.
+"""Frames: a service's features for n rows, put together in one block.
 
-Online reads and offline joins end here, so a vector is put together by one piece of code.
+Views write their features into the block, key columns and request fields are copied to it, and
+transforms read and write it in place.  Online reads and offline joins fill the same block, so a
+vector is put together by one piece of code.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mlpd.core.columns import Column, Columns
+from mlpd.core.columns import Column, Columns, DType, height
 from mlpd.core.errors import ValidationError
-from mlpd.core.specs import Closure
-from mlpd.features.status import Status
+from mlpd.core.specs import Closure, EntitySpec
+from mlpd.features.block import Block
+from mlpd.features.latest import LatestPlan, LatestQuery
 from mlpd.features.transforms import TransformSet
+from mlpd.features.view import ViewPlan
+from mlpd.features.windows import WindowPlan, WindowQuery
 
 Statuses = dict[str, NDArray[np.uint8]]
 """Status of every value by column, uint8 [n]; see `Status`."""
 
 
 @dataclass(frozen=True, slots=True)
+class ViewPart:
+    """What a frame holds of one view: `features` at `rows` of the block."""
+
+    view: ViewPlan
+    features: tuple[str, ...]
+    rows: slice
+
+
+@dataclass(frozen=True, slots=True)
+class LatestPart(ViewPart):
+    """A latest-value view's part."""
+
+    plan: LatestPlan
+    query: LatestQuery
+
+
+@dataclass(frozen=True, slots=True)
+class WindowPart(ViewPart):
+    """A window view's part."""
+
+    plan: WindowPlan
+    query: WindowQuery
+
+
+class EntityParts:
+    """The views that are read by the key of one entity; `view_ids` of `latest`, then `windows`."""
+
+    def __init__(
+        self, entity: EntitySpec, latest: Sequence[LatestPart], windows: Sequence[WindowPart]
+    ) -> None:
+        self.entity = entity
+        self.latest = [part for part in latest if part.view.entity.name == entity.name]
+        self.windows = [part for part in windows if part.view.entity.name == entity.name]
+        self.view_ids = [part.view.view_id for part in (*self.latest, *self.windows)]
+
+
+class FrameLayout:
+    """Where a service's values are in its block; made once, immutable, any thread.
+
+    The block has the features of latest-value views first (`latest`), those of window views
+    (`windows`), key columns, request fields and transforms.  `entities`: the views by entity.
+    `vector`: the row of each element of the service's vector, in its order.  `dtypes`: of all rows.
+    """
+
+    def __init__(
+        self, closure: Closure, views: Mapping[str, ViewPlan], transforms: TransformSet
+    ) -> None:
+        self._closure, self._transforms = closure, transforms
+        rows = _Rows()
+        read = [(views[name], features) for name, features in closure.view_features.items()]
+        self.latest = [
+            LatestPart(view, features, rows.add(view, features), plan, plan.query(features))
+            for view, features in read
+            if isinstance(plan := view.plan, LatestPlan)
+        ]
+        self._with_state = len(rows)
+        self.windows = [
+            WindowPart(view, features, rows.add(view, features), plan, plan.query(features))
+            for view, features in read
+            if isinstance(plan := view.plan, WindowPlan)
+        ]
+        entities = (EntityParts(e, self.latest, self.windows) for e in closure.entities)
+        self.entities = [parts for parts in entities if parts.view_ids]
+        keys, request = closure.key_columns, closure.service.request
+        self._given = [
+            *((name, rows.put(name, dtype), dtype) for name, dtype in keys.items()),
+            *((name, rows.put(f"request.{name}", dtype), dtype) for name, dtype in request.items()),
+        ]
+        self._steps = [
+            (t.name, np.array([*(rows[ref] for _, ref in t.inputs), rows.put(t.name, t.output)]))
+            for t in closure.transforms
+        ]
+        self.dtypes = tuple(rows.dtypes)
+        self.vector = {name: rows[name] for name in closure.service.features}
+        self.vector |= {name: rows[f"request.{name}"] for name in request}
+
+    def begin(self, given: Mapping[str, Column]) -> Block:
+        """Return a block with the key columns and request fields `given`, of equal lengths.
+
+        Raises ValidationError unless they are all there, typed.
+        """
+        block = Block.empty(len(self.dtypes), height(given), with_state=self._with_state)
+        for name, row, dtype in self._given:
+            column = given.get(name)
+            if column is None or column.dtype is not dtype:
+                raise wrong_given(self._closure, name, column)
+            block.put(row, column)
+        return block
+
+    def finish(self, block: Block, event_us: dict[str, NDArray[np.int64]]) -> "FeatureFrame":
+        """Compute the transforms of a block that has its views; return the frame.
+
+        `event_us`: per latest-value view the event time behind each row.
+        """
+        for name, rows in self._steps:
+            self._transforms.run(name, block, rows)
+        return FeatureFrame(self, block, event_us)
+
+
+@dataclass(frozen=True)
 class FeatureFrame:
     """Feature values for n rows.
 
@@ -27,64 +133,75 @@ class FeatureFrame:
     latest-value view the event time behind each row, int64 [n], 0 where there is none.
     """
 
-    columns: Columns
-    statuses: Statuses
+    layout: FrameLayout
+    block: Block
     event_us: dict[str, NDArray[np.int64]] = field(default_factory=dict)
 
+    def __len__(self) -> int:
+        return int(self.block.words.shape[1])
 
-def assemble(
-    closure: Closure,
-    transforms: TransformSet,
-    given: Mapping[str, Column],
-    parts: Sequence[FeatureFrame],
-) -> FeatureFrame:
-    """Return the vector's columns.
+    @cached_property
+    def columns(self) -> Columns:
+        """The vector's columns; 1 us each, made on first use."""
+        whole, dtypes = np.logical_and.reduce(self.block.valid, axis=1), self.layout.dtypes
+        return {
+            name: self.block.column(row, dtypes[row], whole=bool(whole[row]))
+            for name, row in self.layout.vector.items()
+        }
 
-    `given`: key columns and request fields by name.  `parts`: one per view, by `view.feature`.
-    """
-    columns: Columns = {}
-    statuses: Statuses = {}
-    event_us: dict[str, NDArray[np.int64]] = {}
-    for part in parts:
-        columns.update(part.columns)
-        statuses.update(part.statuses)
-        event_us.update(part.event_us)
-    for name in closure.service.request:
-        columns[f"request.{name}"] = columns[name] = given[name]
-    for name in closure.key_columns:
-        columns[name] = given[name]
-    for spec in closure.transforms:
-        arguments = [columns[reference] for _, reference in spec.inputs]
-        columns[spec.name] = transforms.evaluate(spec.name, arguments)
-    vector = {name: columns[name] for name in closure.service.vector}
-    for name, column in vector.items():
-        if name not in statuses:
-            statuses[name] = validity_status(column)
-    return FeatureFrame(vector, {name: statuses[name] for name in vector}, event_us)
+    @cached_property
+    def statuses(self) -> Statuses:
+        """The status of every value; made on first use.
 
+        PRESENT or NULL by its validity, unless its view knows better.
+        """
+        status = (~self.block.valid).view(np.uint8)
+        status[: len(self.block.state)] = self.block.state
+        return {name: status[row] for name, row in self.layout.vector.items()}
 
-def validity_status(column: Column) -> NDArray[np.uint8]:
-    """Return PRESENT where the column is valid, else NULL."""
-    if column.valid is None:
-        return np.zeros(len(column), np.uint8)
-    return np.where(column.valid, np.uint8(Status.PRESENT), np.uint8(Status.NULL))
+    def take(self, index: NDArray[np.int64]) -> "FeatureFrame":
+        """Return the rows that `index` selects."""
+        event_us = {view: times[index] for view, times in self.event_us.items()}
+        return FeatureFrame(self.layout, self.block.take(index), event_us)
 
 
 def check_given(closure: Closure, given: Mapping[str, Column]) -> None:
     """Raise ValidationError unless `given` holds every key column and request field, typed."""
-    for kind, needed in (
-        ("entity key", closure.key_columns),
-        ("request field", closure.service.request),
-    ):
-        for name, dtype in needed.items():
-            column = given.get(name)
-            if column is None:
-                raise ValidationError(
-                    f"service {closure.service.name!r} needs the {kind} {name!r} ({dtype})",
-                    code=f"missing_{kind.replace(' ', '_')}",
-                    hint="Send it with every row; null is allowed and means unknown.",
-                )
-            if column.dtype is not dtype:
-                raise ValidationError(
-                    f"{kind} {name!r} takes {dtype}, got {column.dtype}", code="wrong_type"
-                )
+    for name, dtype in {**closure.key_columns, **closure.service.request}.items():
+        column = given.get(name)
+        if column is None or column.dtype is not dtype:
+            raise wrong_given(closure, name, column)
+
+
+def wrong_given(closure: Closure, name: str, column: Column | None) -> ValidationError:
+    """Return the error for a key column or request field that is missing or of a wrong type."""
+    keys, request = closure.key_columns, closure.service.request
+    kind, dtype = ("entity key", keys[name]) if name in keys else ("request field", request[name])
+    if column is not None:
+        return ValidationError(
+            f"{kind} {name!r} takes {dtype}, got {column.dtype}", code="wrong_type"
+        )
+    return ValidationError(
+        f"service {closure.service.name!r} needs the {kind} {name!r} ({dtype})",
+        code=f"missing_{kind.replace(' ', '_')}",
+        hint="Send it with every row; null is allowed and means unknown.",
+    )
+
+
+class _Rows(dict[str, int]):
+    """Rows of a block by name, given out in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dtypes: list[DType] = []
+
+    def put(self, name: str, dtype: DType) -> int:
+        self[name] = len(self.dtypes)
+        self.dtypes.append(dtype)
+        return self[name]
+
+    def add(self, view: ViewPlan, features: Sequence[str]) -> slice:
+        start = len(self.dtypes)
+        for feature in features:
+            self.put(f"{view.view.name}.{feature}", view.view.features[feature])
+        return slice(start, len(self.dtypes))

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from mlpd.core.columns import Column, Columns, DType, height
 from mlpd.core.convert import column_of
 from mlpd.core.errors import MlpdError, TooLargeError, ValidationError
-from mlpd.core.keys import encode_entity, online_key
+from mlpd.core.keys import encode_entity, online_keys
 from mlpd.core.specs import EntitySpec, SourceSpec
 from mlpd.core.time import MINUTE_US
 from mlpd.features.catalog import ViewPlan
@@ -110,7 +110,9 @@ def apply_batch(
         _apply_view(txn, plan, codes[plan.entity.name], columns, stamps, newest_known_us)
 
 
-def entity_codes(entity: EntitySpec, columns: Columns) -> tuple[list[bytes], NDArray[np.int64]]:
+def entity_codes(
+    entity: EntitySpec, columns: Mapping[str, Column]
+) -> tuple[list[bytes], NDArray[np.int64]]:
     """Return (distinct entity bytes, code of every row); a null key has the code -1."""
     parts = [columns[name].to_list() for name in entity.columns]
     found: dict[bytes | None, int] = {None: -1}
@@ -140,7 +142,7 @@ def _apply_view(
         codes = codes[keyed]
         columns = {name: column.take(keyed) for name, column in columns.items()}
         stamps = stamps.take(keyed)
-    keys = [online_key(plan.view_id, entity) for entity in distinct]
+    keys = online_keys([plan.view_id], distinct)
     values = txn.get_many(Table.ONLINE, keys)
     updated: Sequence[bytes | None]
     if isinstance(plan.plan, LatestPlan):

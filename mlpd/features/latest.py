@@ -7,13 +7,16 @@ of them decodes into columns with one numpy call.
 
 import struct
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mlpd.core.columns import Column, Columns, DType, concat
+from mlpd.core.columns import Column, Columns, DType
+from mlpd.core.convert import column_of
 from mlpd.core.specs import ViewSpec
+from mlpd.features.block import Block
 from mlpd.features.stamps import Stamps
 from mlpd.features.status import Status
 
@@ -29,8 +32,26 @@ _FIXED: dict[DType, str] = {
     DType.BYTES: "<u8",
 }
 
+_EVENT_WORD, _NULLS_WORD = 1, 4  # the fixed section is whole words of 8 bytes
+_PRESENT, _MISSING, _STALE = map(np.uint8, (Status.PRESENT, Status.MISSING, Status.STALE))
+
 Stamp = tuple[int, int, int]
 """(event_time_us, known_time_us, sequence) of a row: what the winner rule compares."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LatestQuery:
+    """Features of a view, resolved: int64 [k] `words` and `null_words` of the fixed section.
+
+    `null_bits`, `defaults` (words), `has_default`: [k, 1].  `texts`: (row, type, default or empty).
+    """
+
+    words: NDArray[np.int64]
+    null_words: NDArray[np.int64]
+    null_bits: NDArray[np.int64]
+    texts: list[tuple[int, DType, Any]]
+    defaults: NDArray[np.int64]
+    has_default: NDArray[np.bool_]
 
 
 class LatestPlan:
@@ -80,68 +101,80 @@ class LatestPlan:
         return result
 
     def read(
-        self, values: Sequence[bytes | None], t_us: NDArray[np.int64], features: Sequence[str]
-    ) -> tuple[Columns, dict[str, NDArray[np.uint8]], NDArray[np.int64]]:
-        """Return (columns, statuses, event times) of one row per value, as of `t_us` [n].
+        self, values: Sequence[bytes | None], t_us: int, query: "LatestQuery", block: Block
+    ) -> NDArray[np.int64]:
+        """Fill `block` with features of one row per value as of `t_us`; return the event times.
 
-        Where the status is not PRESENT the value is null, or the feature's default.  The event time
-        is 0 where there is no row.
+        An event time is 0 where there is no row.
         """
-        found = np.array([v is not None for v in values], np.bool_)
-        blank = bytes(self._layout.itemsize)
         size = self._layout.itemsize
+        blank = bytes(size)
         fixed = b"".join([blank if v is None else v[:size] for v in values])
-        rows = np.frombuffer(fixed, self._layout)
-        columns: Columns = {}
-        statuses: dict[str, NDArray[np.uint8]] = {}
-        state = self._row_status(found, t_us - rows["event_us"])
-        for name in features:
-            index = self._names.index(name)
-            null = (rows["nulls"][:, index // 8] >> (index % 8)) & 1
-            statuses[name] = np.where((state == 0) & (null == 1), Status.NULL, state)
-            columns[name] = self._column(name, rows, values, statuses[name])
-        return columns, statuses, rows["event_us"]
+        words = np.frombuffer(fixed, np.int64).reshape(len(values), size >> 3).T
+        event_us: NDArray[np.int64] = words[_EVENT_WORD]
+        block.words[:] = words[query.words]
+        for row, dtype, _ in query.texts:
+            block.texts[row] = self._text(dtype, block.words[row].tolist(), values)
+        nulls = words[query.null_words] >> query.null_bits & 1
+        self.settle(query, block, nulls, words[0] == 0, t_us - event_us)
+        return event_us
 
-    def _row_status(self, found: NDArray[np.bool_], age_us: NDArray[np.int64]) -> NDArray[np.uint8]:
-        status = np.where(found, np.uint8(Status.PRESENT), np.uint8(Status.MISSING))
-        if self._view.ttl_us is not None:
-            status[found & (age_us > self._view.ttl_us)] = Status.STALE
-        return status
-
-    def _column(
+    def settle(
         self,
-        name: str,
-        rows: NDArray[Any],
-        values: Sequence[bytes | None],
-        status: NDArray[np.uint8],
-    ) -> Column:
-        dtype = self._view.features[name]
-        present = status == Status.PRESENT
-        if dtype.is_numeric:
-            column = Column(dtype, np.ascontiguousarray(rows[name].astype(dtype.numpy)))
-        else:
-            column = self._text(dtype, rows[name].tolist(), values, present)
-        return with_default(column, present, self._view.defaults.get(name))
+        query: "LatestQuery",
+        block: Block,
+        nulls: NDArray[Any],
+        missing: NDArray[np.bool_],
+        age_us: NDArray[np.int64],
+    ) -> None:
+        """Set every status; what isn't PRESENT becomes null, or the feature's default.
+
+        `nulls` [k, n]: whether a value was written as null.  `missing` [n]: whether there is no
+        row; `age_us` [n] is that of the others.
+        """
+        ttl_us = self._view.ttl_us
+        state = np.where(missing, _MISSING, _PRESENT)
+        if ttl_us is not None:
+            state[(age_us > ttl_us) & ~missing] = _STALE
+        block.state[:] = np.where(state == _PRESENT, nulls, state)
+        absent = block.state != _PRESENT
+        np.logical_or(~absent, query.has_default, out=block.valid)
+        np.copyto(block.words, query.defaults, where=absent)
+        for row, _, default in query.texts:
+            block.texts[row][absent[row]] = default
+
+    def query(self, features: tuple[str, ...]) -> "LatestQuery":
+        """Return what a read of `features` needs to know; once, per layout of a frame."""
+        places = np.array([self._names.index(name) for name in features], np.int64)
+        dtypes = [self._view.features[name] for name in features]
+        defaults = [self._view.defaults.get(name) for name in features]
+        block = Block.empty(len(features), 1, with_state=0)
+        for row, (dtype, default) in enumerate(zip(dtypes, defaults, strict=True)):
+            block.put(row, column_of(dtype, [default]))
+        texts = [
+            (row, dtype, block.texts[row][0])
+            for row, dtype in enumerate(dtypes)
+            if not dtype.is_numeric
+        ]
+        first = (self._layout.itemsize >> 3) - len(self._names)
+        return LatestQuery(
+            words=first + places,
+            null_words=_NULLS_WORD + places // 64,
+            null_bits=(places % 64)[:, None],
+            texts=texts,
+            defaults=block.words,
+            has_default=block.valid,
+        )
 
     def _text(
-        self,
-        dtype: DType,
-        places: list[int],
-        values: Sequence[bytes | None],
-        present: NDArray[np.bool_],
-    ) -> Column:
+        self, dtype: DType, places: list[int], values: Sequence[bytes | None]
+    ) -> NDArray[Any]:
         texts = np.empty(len(values), object)
-        empty: Any = "" if dtype is DType.STRING else b""
-        for i, (place, value, wanted) in enumerate(
-            zip(places, values, present.tolist(), strict=True)
-        ):
-            if value is None or not wanted:
-                texts[i] = empty
-                continue
+        for i, (place, value) in enumerate(zip(places, values, strict=True)):
             start = self._layout.itemsize + (place >> 32)
-            raw = value[start : start + (place & 0xFFFFFFFF)]
+            raw = b"" if value is None else value[start : start + (place & 0xFFFFFFFF)]
             texts[i] = raw.decode() if dtype is DType.STRING else raw
-        return Column(dtype, texts)
+        return texts
 
     def _encode(self, index: NDArray[np.int64], stamps: Stamps, columns: Columns) -> list[bytes]:
         rows = np.zeros(len(index), self._layout)
@@ -165,27 +198,10 @@ def stamp_of(value: bytes) -> Stamp:
     return event_us, known_us, sequence
 
 
-def with_default(column: Column, present: NDArray[np.bool_], default: Any) -> Column:
-    """Return `column` with null, or `default` when there is one, wherever not `present`."""
-    if bool(present.all()):
-        return column
-    values = column.values.copy()
-    if default is not None:
-        values[~present] = default
-        return Column(column.dtype, values)
-    values[~present] = _zero(column.dtype)
-    return Column(column.dtype, values, present)
-
-
 def empty_column(dtype: DType, n: int) -> Column:
     """Return a column of `n` nulls."""
     values = np.full(n, _zero(dtype), dtype.numpy)
     return Column(dtype, values, np.zeros(n, np.bool_))
-
-
-def stack(parts: Sequence[Columns]) -> Columns:
-    """Return batches of the same columns one after the other."""
-    return {name: concat(part[name] for part in parts) for name in parts[0]}
 
 
 def _zero(dtype: DType) -> Any:

@@ -16,13 +16,15 @@ from numpy.typing import NDArray
 from mlpd.core.columns import Column, Columns
 from mlpd.core.keys import encode_entity
 from mlpd.core.specs import Closure, EntitySpec
-from mlpd.features.assemble import FeatureFrame, Statuses, assemble, check_given, validity_status
-from mlpd.features.catalog import Catalog, ViewPlan
-from mlpd.features.latest import LatestPlan, empty_column, with_default
+from mlpd.features.assemble import FeatureFrame, FrameLayout, LatestPart, ViewPart, WindowPart
+from mlpd.features.block import Block
+from mlpd.features.catalog import Catalog
+from mlpd.features.latest import LatestPlan, empty_column
 from mlpd.features.stamps import Stamps
-from mlpd.features.status import Status
 
 Mode = Literal["as_known", "as_corrected", "as_of_sequence"]
+Codes = tuple[NDArray[np.int64], NDArray[np.int64]]
+"""Codes of the entities of all events, and of all spine rows; -1 is none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,76 +56,85 @@ def join_history(
     catalog: Catalog, closure: Closure, spine: Spine, load: LoadEvents, *, mode: Mode
 ) -> FeatureFrame:
     """Return the features of every spine row.  Time O((m + n) log(m + n)) per view."""
-    check_given(closure, spine.given)
-    parts = []
-    for source, plans in _by_source(catalog, closure).items():
-        events = load(source, _needed_columns(plans))
-        for plan in plans:
-            features = closure.view_features[plan.view.name]
-            parts.append(_join_view(plan, features, events, spine, mode))
-    return assemble(closure, catalog.transforms, spine.given, parts)
+    layout = catalog.layout(closure)
+    block = layout.begin(spine.given)
+    event_us: dict[str, NDArray[np.int64]] = {}
+    for source, parts in _by_source(layout).items():
+        events = load(source, _needed_columns(parts))
+        for part in parts:
+            codes = _shared_codes(part.view.entity, events.columns, spine.given)
+            if isinstance(part, LatestPart):
+                rows = _latest_rows(codes, events.stamps, spine, mode)
+                times = event_us[part.view.view.name] = _at(events.stamps.event_us, rows)
+                _take_latest(part, events, rows, spine.t_us - times, block)
+            elif isinstance(part, WindowPart):
+                _join_windows(part, events, spine, codes, mode, block)
+    return layout.finish(block, event_us)
 
 
-def _by_source(catalog: Catalog, closure: Closure) -> dict[str, list[ViewPlan]]:
-    found: dict[str, list[ViewPlan]] = {}
-    for name in closure.view_features:
-        plan = catalog.views[name]
-        found.setdefault(plan.view.source, []).append(plan)
+def _by_source(layout: FrameLayout) -> dict[str, list[ViewPart]]:
+    found: dict[str, list[ViewPart]] = {}
+    for part in (*layout.latest, *layout.windows):
+        found.setdefault(part.view.view.source, []).append(part)
     return found
 
 
-def _needed_columns(plans: list[ViewPlan]) -> tuple[str, ...]:
+def _needed_columns(parts: list[ViewPart]) -> tuple[str, ...]:
     needed: set[str] = set()
-    for plan in plans:
-        needed.update(plan.entity.columns)
-        if isinstance(plan.plan, LatestPlan):
-            needed.update(plan.view.features)
-        else:
-            needed.update(plan.plan.columns)
+    for part in parts:
+        needed.update(part.view.entity.columns)
+        plan = part.view.plan
+        needed.update(part.features if isinstance(plan, LatestPlan) else plan.columns)
     return tuple(sorted(needed))
 
 
-def _join_view(
-    plan: ViewPlan, features: tuple[str, ...], events: Events, spine: Spine, mode: Mode
-) -> FeatureFrame:
-    event_codes, spine_codes = _shared_codes(plan.entity, events.columns, spine.given)
-    event_us: dict[str, NDArray[np.int64]] = {}
-    if isinstance(plan.plan, LatestPlan):
-        rows = _latest_rows(event_codes, events.stamps, spine_codes, spine, mode)
-        columns, statuses = _take_latest(plan, features, events, spine, rows)
-        event_us[plan.view.name] = _at(events.stamps.event_us, rows)
-    else:
-        columns = plan.plan.join(
-            event_codes,
-            *events.stamps,
-            plan.plan.inputs(events.columns),
-            spine_codes,
-            spine.t_us,
-            features,
-            mode=mode,
-            spine_sequence=spine.sequences,
-        )
-        statuses = {feature: validity_status(column) for feature, column in columns.items()}
-    name = plan.view.name
-    return FeatureFrame(
-        {f"{name}.{feature}": columns[feature] for feature in features},
-        {f"{name}.{feature}": statuses[feature] for feature in features},
-        event_us,
-    )
-
-
-def _latest_rows(
-    event_codes: NDArray[np.int64],
-    stamps: Stamps,
-    spine_codes: NDArray[np.int64],
+def _join_windows(
+    part: WindowPart,
+    events: Events,
     spine: Spine,
+    codes: Codes,
     mode: Mode,
-) -> NDArray[np.int64]:
+    block: Block,
+) -> None:
+    event_codes, spine_codes = codes
+    columns = part.plan.join(
+        event_codes,
+        *events.stamps,
+        part.plan.inputs(events.columns),
+        spine_codes,
+        spine.t_us,
+        part.features,
+        mode=mode,
+        spine_sequence=spine.sequences,
+    )
+    for row, feature in enumerate(part.features, part.rows.start):
+        block.put(row, columns[feature])
+
+
+def _take_latest(
+    part: LatestPart,
+    events: Events,
+    rows: NDArray[np.int64],
+    age_us: NDArray[np.int64],
+    block: Block,
+) -> None:
+    target = block.part(part.rows)
+    for row, name in enumerate(part.features):
+        column = events.columns[name]
+        if len(column) == 0:
+            column = empty_column(column.dtype, 1)
+        target.put(row, column.take(np.maximum(rows, 0)))
+    part.plan.settle(part.query, target, ~target.valid, rows < 0, age_us)
+    block.fill_texts(part.rows, target)
+
+
+def _latest_rows(codes: Codes, stamps: Stamps, spine: Spine, mode: Mode) -> NDArray[np.int64]:
     """Return the index of the event behind each spine row, -1 for none.
 
     Within an entity, events are walked in the order in which they become visible; the running
     winner is the maximum of their ranks by (event_time, known_time, sequence).
     """
+    event_codes, spine_codes = codes
     if mode == "as_of_sequence":
         if spine.sequences is None:
             raise ValueError("as_of_sequence needs the spine's sequences")
@@ -166,35 +177,9 @@ def _last_at_most(
     return place[n:]
 
 
-def _take_latest(
-    plan: ViewPlan,
-    features: tuple[str, ...],
-    events: Events,
-    spine: Spine,
-    rows: NDArray[np.int64],
-) -> tuple[Columns, Statuses]:
-    age_us = spine.t_us - _at(events.stamps.event_us, rows)
-    state = np.where(rows < 0, np.uint8(Status.MISSING), np.uint8(Status.PRESENT))
-    if plan.view.ttl_us is not None:
-        state[(rows >= 0) & (age_us > plan.view.ttl_us)] = Status.STALE
-    columns: Columns = {}
-    statuses: Statuses = {}
-    for name in features:
-        column = events.columns[name]
-        if len(column) == 0:
-            column = empty_column(column.dtype, 1)
-        taken = column.take(np.maximum(rows, 0))
-        null = ~taken.mask()
-        statuses[name] = np.where((state == 0) & null, np.uint8(Status.NULL), state)
-        bare = Column(taken.dtype, taken.values)
-        present = statuses[name] == Status.PRESENT
-        columns[name] = with_default(bare, present, plan.view.defaults.get(name))
-    return columns, statuses
-
-
 def _shared_codes(
     entity: EntitySpec, events: Mapping[str, Column], spine: Mapping[str, Column]
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+) -> Codes:
     """Return dense codes of the entity keys on both sides, -1 for a null key."""
     seen: dict[tuple[object, ...], int] = {}
     sides = []

@@ -11,19 +11,32 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from mlpd.core.columns import Column, DType
+from mlpd.core.columns import DType
 from mlpd.core.errors import DefinitionError
-from mlpd.core.kernels import Signature, compile_sources, parse_signature
+from mlpd.core.kernels import address_of, compile_sources, parse_signature
 from mlpd.core.specs import TransformSpec
+from mlpd.features.block import Block
 
-_KERNEL_TYPE = {
-    DType.BOOL: "b1",
-    DType.INT64: "i8",
-    DType.TIMESTAMP: "i8",
-    DType.FLOAT32: "f4",
-    DType.FLOAT64: "f8",
+_READ = {
+    DType.BOOL: "words_[{}] != 0",
+    DType.INT64: "words_[{}]",
+    DType.TIMESTAMP: "words_[{}]",
+    DType.FLOAT32: "np.float32(reals_[{}])",
+    DType.FLOAT64: "reals_[{}]",
 }
+_WRITE = {
+    DType.BOOL: "words_[to_] = bool({})",
+    DType.INT64: "words_[to_] = {}",
+    DType.TIMESTAMP: "words_[to_] = {}",
+    DType.FLOAT32: "reals_[to_] = np.float32({})",
+    DType.FLOAT64: "reals_[to_] = {}",
+}
+_ENTRY = ("words_", "reals_", "valid_", "at_", "n_")
+_ENTRY_TYPES = "i8[], f8[], u1[], const i8[], i8"
+"""Arguments of a transform's entry: a block's words twice, as int64 and as float64, its validity,
+the rows of the arguments and the result, the number of values in a row."""
 _ALLOWED = (
     *(ast.FunctionDef, ast.arguments, ast.arg, ast.Return, ast.Assign, ast.AugAssign, ast.If),
     *(ast.Pass, ast.Expr, ast.Constant, ast.Name, ast.Load, ast.Store, ast.BinOp, ast.UnaryOp),
@@ -64,54 +77,50 @@ class TransformSet:
 
         Blocks for seconds on a cache miss (a child process compiles), about 2 ms on a hit.
         """
-        self._specs = dict(sorted(specs.items()))
-        self._inputs = {name: tuple(types) for name, types in inputs.items()}
-        parts = [_module_part(check_source(spec), spec) for spec in self._specs.values()]
-        signatures = {
-            f"run_{name}": _signature(spec, self._inputs[name])
-            for name, spec in self._specs.items()
-        }
+        parts = [
+            _module_part(check_source(spec), spec, inputs[name])
+            for name, spec in sorted(specs.items())
+        ]
+        entries = [f"run_{name}" for name in specs]
+        signatures = {name: parse_signature(name, _ENTRY, _ENTRY_TYPES, None) for name in entries}
         self._kernels: Any = None
         if parts:
             self._kernels = compile_sources("\n\n".join(parts), kernels=signatures, cache_dir=cache)
 
-    def evaluate(self, name: str, arguments: Sequence[Column]) -> Column:
-        """Return the transform's column over columns of equal length; about 3 us and 5 ns a row."""
-        spec = self._specs[name]
-        arrays = [np.ascontiguousarray(column.values) for column in arguments]
-        out = np.empty(len(arrays[0]), spec.output.numpy)
-        getattr(self._kernels, f"run_{name}")(*arrays, out, len(out))
-        valid = None
-        for column in arguments:
-            if column.valid is not None:
-                valid = column.valid if valid is None else valid & column.valid
-        if valid is not None:
-            out[~valid] = 0
-        return Column(spec.output, out, valid)
+    def run(self, name: str, block: Block, rows: NDArray[np.int64]) -> None:
+        """Compute the transform over a block; about 3 us and 5 ns per value.
+
+        `rows`: of its arguments and, last, of its result.  Raises KernelError as the code does.
+        """
+        words, valid = block.words, block.valid
+        at, size = address_of(words), words.size
+        places = (address_of(valid), valid.size, address_of(rows), len(rows), words.shape[1])
+        self._kernels[f"run_{name}"].raw(at, size, at, size, *places)
 
 
-def _module_part(function: ast.FunctionDef, spec: TransformSpec) -> str:
-    """Return the user's function and the entry that runs it over columns, as source text."""
-    calls = ", ".join(f"{name}_[i]" for name, _ in spec.inputs)
+def _module_part(function: ast.FunctionDef, spec: TransformSpec, inputs: Sequence[DType]) -> str:
+    """Return the user's function and the entry that runs it over a block, as source text.
+
+    A value is read through the view of its kind: all arguments valid, then the function runs.
+    """
     function.name = f"user_{spec.name}"
+    places = [f"at_[{k}] * n_ + i_" for k in range(len(inputs))]
+    values = [_READ[dtype].format(place) for dtype, place in zip(inputs, places, strict=True)]
+    known = " and ".join(f"valid_[{place}] != 0" for place in places) or "True"
+    call = f"user_{spec.name}({', '.join(values)})"
     return "\n".join(
         [
             ast.unparse(function),
-            f"def run_{spec.name}({', '.join(_entry_arguments(spec))}):",
-            "    for i in range(n_):",
-            f"        out_[i] = user_{spec.name}({calls})",
+            f"def run_{spec.name}(words_, reals_, valid_, at_, n_):",
+            "    for i_ in range(n_):",
+            f"        to_ = at_[{len(inputs)}] * n_ + i_",
+            f"        valid_[to_] = {known}",
+            "        if valid_[to_] != 0:",
+            f"            {_WRITE[spec.output].format(call)}",
+            "        else:",
+            "            words_[to_] = 0",
         ]
     )
-
-
-def _entry_arguments(spec: TransformSpec) -> tuple[str, ...]:
-    return (*(f"{name}_" for name, _ in spec.inputs), "out_", "n_")
-
-
-def _signature(spec: TransformSpec, inputs: Sequence[DType]) -> Signature:
-    reads = [f"const {_KERNEL_TYPE[dtype]}[]" for dtype in inputs]
-    types = ", ".join([*reads, f"{_KERNEL_TYPE[spec.output]}[]", "i8"])
-    return parse_signature(f"run_{spec.name}", _entry_arguments(spec), types, None)
 
 
 def _check_signature(spec: TransformSpec, function: ast.FunctionDef) -> None:

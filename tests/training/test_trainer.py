@@ -193,10 +193,12 @@ def test_columns_to_scores_agree_online_and_offline(
     model = run(data, data, categorical=list(vectorizer.categorical))
     assert any(tree.categories for tree in parse_model(model.model_text).trees)
     assert parse_model(model.model_text).feature_names == vectorizer.names
-    lists = {name: column.to_list() for name, column in columns.items()}
-    rows = [dict(zip(lists, values, strict=True)) for values in zip(*lists.values(), strict=True)]
-    rows += [{"carrier": "unseen", "visib": None, "hour": None}]
-    online = onnx_scores(export_model(model.model_text).onnx)(vectorizer.vectorize_rows(rows))
+    unseen = {"carrier": "unseen", "visib": None, "hour": None}
+    asked = {
+        name: column_of(column.dtype, [*column.to_list(), unseen[name]])
+        for name, column in columns.items()
+    }
+    online = onnx_scores(export_model(model.model_text).onnx)(vectorizer.vectorize(asked))
     offline = lightgbm_scores(model.model_text)(vectors)
     assert online[:-1].tobytes() == offline.tobytes()
     assert np.isfinite(online[-1, 0])
