@@ -79,7 +79,7 @@ class Ingest:
             if known is not None:
                 return known
             done = self._write(txn, batches)
-            if key is not None:
+            if key is not None and done.accepted:  # what stored nothing may be sent again
                 self._remember(txn, key, done)
             return done
 

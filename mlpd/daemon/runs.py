@@ -31,6 +31,7 @@ from mlpd.training.runs import Run, RunState, gate_report
 QUEUE_MAX = 100
 LISTED_MAX = 1000
 LOG_BYTES_MAX = 1024 * 1024
+_POLL_S = 0.01
 DEPLOYS = ("none", "champion")
 
 Published = Callable[[], Awaitable[None]]
@@ -152,7 +153,8 @@ class Runs:
             await self._store(cancelled)
             return cancelled
         task.cancel()
-        await asyncio.wait([task])
+        while run_id in self._running:  # until its end is written down
+            await asyncio.sleep(_POLL_S)
         return self.get(run_id)
 
     def read_log(self, run_id: str) -> bytes:
@@ -188,8 +190,8 @@ class Runs:
             if not task.done():
                 task.cancel()
                 await asyncio.wait([task])
-            self._running.pop(run.run_id, None)
         await self._store(self._ended(run, task))
+        self._running.pop(run.run_id, None)
         self._progress.pop(run.run_id, None)
 
     def _ended(self, run: Run, task: "asyncio.Task[dict[str, Any]]") -> Run:
