@@ -31,7 +31,6 @@ from mlpd.training.runs import Run, RunState, gate_report
 QUEUE_MAX = 100
 LISTED_MAX = 1000
 LOG_BYTES_MAX = 1024 * 1024
-_POLL_S = 0.01
 DEPLOYS = ("none", "champion")
 
 Published = Callable[[], Awaitable[None]]
@@ -65,6 +64,8 @@ class Runs:
         self._wake = asyncio.Event()
         self._workers: list[asyncio.Task[None]] = []
         self._running: dict[str, asyncio.Task[dict[str, Any]]] = {}
+        self._settled: dict[str, asyncio.Event] = {}
+        """Per run under way what is set once its end is written down."""
         self._progress: dict[str, dict[str, Any]] = {}
 
     async def start(self) -> None:
@@ -153,8 +154,7 @@ class Runs:
             await self._store(cancelled)
             return cancelled
         task.cancel()
-        while run_id in self._running:  # until its end is written down
-            await asyncio.sleep(_POLL_S)
+        await self._settled[run_id].wait()
         return self.get(run_id)
 
     def read_log(self, run_id: str) -> bytes:
@@ -184,6 +184,7 @@ class Runs:
         await self._store(run)
         task = asyncio.create_task(self._execute(run))
         self._running[run.run_id] = task
+        settled = self._settled[run.run_id] = asyncio.Event()
         try:
             await asyncio.wait([task])
         finally:
@@ -191,8 +192,9 @@ class Runs:
                 task.cancel()
                 await asyncio.wait([task])
         await self._store(self._ended(run, task))
-        self._running.pop(run.run_id, None)
-        self._progress.pop(run.run_id, None)
+        for known in (self._running, self._settled, self._progress):
+            known.pop(run.run_id, None)
+        settled.set()
 
     def _ended(self, run: Run, task: "asyncio.Task[dict[str, Any]]") -> Run:
         now_us = self._clock()
