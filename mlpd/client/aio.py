@@ -45,7 +45,7 @@ class AsyncClient(_Operations):
 
     async def send(self, request: Request) -> Any:
         """Send a request, again where that is safe, and return the value of its answer."""
-        deadline_s = time.monotonic() + self._timeout_s
+        deadline_s = time.monotonic() + max(self._timeout_s, request.timeout_s)
         attempt = 1
         while True:
             try:

@@ -19,6 +19,9 @@ Time = Any
 """A moment: RFC 3339 text with an offset, an aware datetime, or microseconds UTC."""
 
 
+LONG_S = 900.0
+"""What calls that start a process, or build views from history, may take at least."""
+
 _READ_ONLY = ("name", "version", "serving", "error")
 """What a route shows beside its definition."""
 
@@ -309,11 +312,11 @@ class Operations(Generic[A, Text, Frame]):
         path = ("v1", "features", "history")
         if r.is_frame(spine) and request is None:
             body, kind = r.arrow_bytes(spine), r.ARROW
-            sent = r.Request("POST", r.build_path(path, fields), body, kind, kind)
+            sent = r.Request("POST", r.build_path(path, fields), body, kind, kind, timeout_s=LONG_S)
         else:
             fields |= {"request": request, "entities": r.plain_table(spine)}
             packed = r.call("POST", *path, fields=fields)
-            sent = r.Request("POST", packed.path, packed.body, accept=r.ARROW)
+            sent = r.Request("POST", packed.path, packed.body, accept=r.ARROW, timeout_s=LONG_S)
         found: Frame = self.send(sent)
         return found
 
@@ -335,7 +338,12 @@ class Operations(Generic[A, Text, Frame]):
         """Make a document (or definition objects) what runs, all of it or nothing."""
         fields = {"document": _document(definitions), "expected_version": expected_version}
         return self._object(
-            r.call("POST", "v1", "definitions", "apply", fields=fields, repeatable=False)
+            r.call(
+                *("POST", "v1", "definitions", "apply"),
+                fields=fields,
+                repeatable=False,
+                timeout_s=LONG_S,
+            )
         )
 
     def drift(
@@ -371,7 +379,9 @@ class Operations(Generic[A, Text, Frame]):
     def run_consistency(self, *, limit: int | None = None) -> A:
         """Recompute logged predictions from the log and compare; returns what was found."""
         fields = {"limit": limit}
-        return self._object(r.call("POST", "v1", "consistency", "run", fields=fields))
+        return self._object(
+            r.call("POST", "v1", "consistency", "run", fields=fields, timeout_s=LONG_S)
+        )
 
     def metrics(self) -> Text:
         """Return all metrics as Prometheus text."""

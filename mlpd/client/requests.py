@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 from urllib.parse import quote, urlencode
@@ -42,6 +42,7 @@ class Request:
     """One call, ready to send; `path` is encoded, with its query.
 
     `repeatable`: sending it twice does what sending it once does, so it may be retried.
+    `timeout_s`: what the call may take at least, whatever the client's timeout.
     """
 
     method: str
@@ -51,6 +52,7 @@ class Request:
     accept: str = MSGPACK
     headers: Mapping[str, str] = field(default_factory=dict)
     repeatable: bool = True
+    timeout_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,14 +73,15 @@ def call(
     method: str,
     *path: str,
     fields: Mapping[str, Any] | None = None,
-    headers: Mapping[str, str] | None = None,
     repeatable: bool = True,
+    timeout_s: float = 0.0,
 ) -> Request:
     """Return a request with a body of `fields`; those that are None are left out."""
     body = None
     if fields is not None:
         body = pack({name: value for name, value in fields.items() if value is not None})
-    return Request(method, build_path(path), body, headers=headers or {}, repeatable=repeatable)
+    where = build_path(path)
+    return Request(method, where, body, repeatable=repeatable, timeout_s=timeout_s)
 
 
 def build_path(parts: Iterable[str], query: Mapping[str, Any] | None = None) -> str:
@@ -103,10 +106,7 @@ def batch(*path: str, data: Data, fields: Mapping[str, Any], repeatable: bool = 
 def with_idempotency_key(request: Request, key: str | None) -> Request:
     """Return the request under `key`, or a new random one: it may then be repeated safely."""
     headers = {**request.headers, "Idempotency-Key": key or os.urandom(16).hex()}
-    return Request(
-        *(request.method, request.path, request.body, request.content_type, request.accept),
-        headers=headers,
-    )
+    return replace(request, headers=headers, repeatable=True)
 
 
 def pack(value: Any) -> bytes:

@@ -49,7 +49,7 @@ class Client(_Operations):
 
     def send(self, request: Request) -> Any:
         """Send a request, again where that is safe, and return the value of its answer."""
-        deadline_s = time.monotonic() + self._timeout_s
+        deadline_s = time.monotonic() + max(self._timeout_s, request.timeout_s)
         attempt = 1
         while True:
             try:

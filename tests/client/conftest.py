@@ -26,6 +26,7 @@ class Stub:
     failures: list[MlpdError] = field(default_factory=list)
     calls: list[dict[str, Any]] = field(default_factory=list)
     runs: list[dict[str, Any]] = field(default_factory=list)
+    delay_s: float = 0.0
 
     async def answer(self, request: web.Request) -> web.Response:
         body: Any = None
@@ -39,15 +40,12 @@ class Stub:
             "headers": dict(request.headers),
         }
         self.calls.append(called)
+        await asyncio.sleep(self.delay_s)
         if self.failures:
             raise self.failures.pop(0)
         if request.path.startswith("/v1/runs/") and self.runs:
             return await respond(request, self.runs.pop(0))
         return await respond(request, {"method": request.method, "path": request.path})
-
-    async def hang(self, request: web.Request) -> web.Response:
-        await asyncio.sleep(2)
-        return await respond(request, {})
 
 
 PATHS = (
@@ -61,10 +59,7 @@ def stub(tmp_path: Path) -> Iterator[Stub]:
     found, up, stop = Stub(), threading.Event(), asyncio.Event()
     loops: list[asyncio.AbstractEventLoop] = []
     methods = ("GET", "POST", "PUT", "DELETE")
-    routes = [
-        Route("GET", "/v1/hang", "read", found.hang),
-        *(Route(method, path, "read", found.answer) for path in PATHS for method in methods),
-    ]
+    routes = [Route(m, path, "read", found.answer) for path in PATHS for m in methods]
 
     async def main() -> None:
         config = ServerConfig(port=0, drain_timeout_us=100_000)

@@ -1,0 +1,176 @@
+"""Well-formed bodies of nonsense: every route answers below 500, and nothing is half done."""
+
+import math
+from typing import Any
+from urllib.parse import quote
+
+import msgpack
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from mlpd.http.api import build_routes
+from mlpd.http.routes import Route
+
+TABLE = build_routes(None)  # type: ignore[arg-type]  # handlers only keep it
+ELSEWHERE = {
+    *("/v1/consistency/run", "/v1/features/history", "/v1/runs"),
+    *("/v1/definitions/apply", "/v1/definitions/plan"),
+}
+"""These start processes or read a document; their nonsense is tested where they are."""
+
+names = st.sampled_from(
+    ["risk", "clicks", "champion", "user", "nothing", "1", "0", "../x", "é", ""]
+)
+scalars = (
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**64 - 1)
+    | st.floats()
+    | st.text(max_size=5)
+    | names
+    | st.binary(max_size=3)
+)
+anything = st.recursive(
+    scalars,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(names, inner, max_size=3),
+    max_leaves=8,
+)
+EVENT = {"event_time": 1, "known_at": 1, "user": "a", "amount": 1.0, "shown_at": 1, "bought": 1}
+ROW = {"user": "a", "age": 0.5}
+VALID: dict[str, dict[str, Any]] = {
+    "/v1/events": {"sources": {"clicks": {"rows": [EVENT]}}, "all_or_nothing": True},
+    "/v1/events/{source}": {"columns": {name: [value] for name, value in EVENT.items()}},
+    "/v1/features/read": {
+        "service": "risk",
+        "entities": [ROW, ROW],
+        "min_sequence": 0,
+        "on_stale": "null",
+        "at": "2999-01-01T00:00:00Z",
+    },
+    "/v1/predict/{route}": {
+        "rows": [ROW, ROW],
+        "include": ["vector"],
+        "arm": "risk",
+        "min_sequence": 0,
+        "at": "2999-01-01T00:00:00Z",
+    },
+    "/v1/feedback": {"labels": [{"prediction_id": "0" * 32, "label": 1, "label_time": 1}]},
+    "/v1/models/{name}/aliases/{alias}": {"version": 1, "expected": 0, "why": "x"},
+    "/v1/models/{name}/aliases/{alias}/rollback": {"why": "x"},
+    "/v1/routes/{name}": {
+        "service": "risk",
+        "arms": [{"name": "a", "model": "risk@1", "weight": 1.0}],
+        "shadows": ["risk@champion"],
+        "experiment": None,
+        "fallback": 0.5,
+        "expected": None,
+    },
+    "/v1/routes/{name}/rollback": {"version": 1},
+    "/v1/experiments/{name}": {
+        "unit": "user",
+        "arms": {"a": 1.0, "b": 1.0},
+        "planned_units": 100,
+        "control": "a",
+        "metrics": [{"name": "label", "kind": "proportion", "better": "higher"}],
+        "alpha": 0.05,
+        "method": "sequence",
+        "correction": "holm",
+        "holdout": 0.1,
+        "namespace": {"name": "n", "start": 0, "end": 10},
+        "forced": {"x": "a"},
+        "rules": [{"field": "age", "op": "gt", "value": 1}],
+    },
+}
+"""A good body for every route that takes one; what is sent has a part or two replaced."""
+
+WITH_BODY = [r for r in TABLE if r.body is not None and r.path not in ELSEWHERE]
+
+
+def mutate(data: st.DataObject, value: Any) -> Any:
+    """Return `value` with something in it, found by a random walk, replaced, dropped or doubled."""
+    if not isinstance(value, dict | list) or not value or data.draw(st.integers(0, 4)) == 0:
+        return data.draw(anything)
+    if isinstance(value, list):
+        at = data.draw(st.integers(0, len(value) - 1))
+        return [*value[:at], mutate(data, value[at]), *value[at + data.draw(st.integers(0, 1)) :]]
+    key = data.draw(st.sampled_from(sorted(value)))
+    changed = {**value, key: mutate(data, value[key])}
+    if data.draw(st.integers(0, 9)) == 0:
+        changed[data.draw(names)] = changed.pop(key)
+    return changed
+
+
+def test_the_good_bodies_are_good(edge: Any) -> None:
+    assert {route.path for route in WITH_BODY} == VALID.keys()
+    expected = {"/v1/models/{name}/aliases/{alias}/rollback": 409}  # there is one version
+    for route in WITH_BODY:
+        path = path_of(route, "good")
+        status, value, _ = edge.call(route.method, path, VALID[route.path])
+        assert status == expected.get(route.path, 200), (path, value)
+    for path in ("/v1/models/risk/aliases/good", "/v1/routes/good"):
+        assert edge.call("DELETE", path)[0] == 200
+
+
+def path_of(route: Route, name: str) -> str:
+    model = "models" in route.path
+    return route.path.format_map(
+        {"source": "clicks", "route": "risk", "alias": name, "name": "risk" if model else name}
+    )
+
+
+@pytest.mark.parametrize("route", WITH_BODY, ids=lambda r: f"{r.method} {r.path}")
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(data=st.data())
+def test_a_good_body_spoilt_is_refused_by_name(
+    edge: Any, route: Route, data: st.DataObject
+) -> None:
+    body = mutate(data, VALID[route.path])
+    try:
+        sent = msgpack.packb(body)
+    except (OverflowError, ValueError):
+        return
+    kind = {"Content-Type": "application/msgpack"}
+    status, value, _ = edge.call(route.method, path_of(route, "fuzzed"), sent, kind)
+    assert status < 500 or status == 503, (body, value)
+
+
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(name=st.text(min_size=1, max_size=200), route=st.sampled_from(TABLE))
+def test_any_name_in_a_path_is_refused_by_name(edge: Any, name: str, route: Route) -> None:
+    try:
+        quoted = quote(name, safe="")
+    except UnicodeEncodeError:
+        return
+    path = route.path.replace("{page:.+}", "{page}")
+    if "{" not in path or route.method not in ("GET", "DELETE"):
+        return
+    keys = ("source", "route", "name", "alias", "version", "model", "id", "page")
+    status, value, _ = edge.call(route.method, path.format_map(dict.fromkeys(keys, quoted)))
+    assert 400 <= status < 500, (path, value)
+
+
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(data=st.data())
+def test_any_query_is_answered_or_refused(edge: Any, data: st.DataObject) -> None:
+    route = data.draw(st.sampled_from([r for r in TABLE if r.query.fields and r.method == "GET"]))
+    texts = st.sampled_from(["1us", "1d", "0", "-1", "1", "x", "true", "é", "9" * 30, str(2**61)])
+    keys = st.sampled_from(sorted(route.query.fields))
+    query = data.draw(st.dictionaries(keys, texts | st.integers(0, 2**61).map(str), min_size=1))
+    text = "&".join(f"{name}={quote(value)}" for name, value in query.items())
+    path = route.path.format_map({"name": "risk", "model": "risk"})
+    status, value, _ = edge.call("GET", f"{path}?{text}")
+    assert status < 500, (text, value)
+
+
+def test_what_was_fuzzed_left_the_daemon_as_it_was(edge: Any) -> None:
+    status, value, _ = edge.call("GET", "/v1/routes/risk")
+    assert (status, value["serving"]) == (200, {"risk": "risk@1"})
+    answer = edge.call("POST", "/v1/predict/risk", {"rows": [{"user": "a", "age": 0.5}]})
+    assert math.isfinite(answer[1]["predictions"][0]["score"])
