@@ -124,7 +124,7 @@ class TileLayout:
 
     `plan`: the table of `window_kernel`.  `outputs`: by feature name.  `work_words`: length of the
     kernels' scratch state, without the folds that a join keeps behind it: `walk_words` with them,
-    at `folds_at` of each window.  `value_words_max`: of a stored value.
+    at `folds_at` of each window.
     """
 
     view: ViewSpec
@@ -137,7 +137,6 @@ class TileLayout:
     work_words: int
     folds_at: tuple[int, ...]
     walk_words: int
-    value_words_max: int
 
     def query(self, features: Sequence[str]) -> Table:
         """Return the kernels' table for the outputs `features`, in this order as columns."""
@@ -175,37 +174,48 @@ def build_layout(view: ViewSpec, source: SourceSpec) -> TileLayout:
             code="too_many_tiles",
             hint="Declare a longer hop.",
         )
-    layout_word = _layout_word(streams, hops, retentions)
     tiles_at = WORK_HEAD + META_WIDTH * len(hops)
-    region_at = tiles_at + 4 * tile_words
-    streams_at = PLAN_HEAD + RESOLUTION_WIDTH * len(hops)
-    empty_at = streams_at + STREAM_WIDTH * len(streams)
-    merges_at = empty_at + tile_words
-    words = [len(hops), len(streams), streams_at, merges_at, empty_at, tile_words, layout_word]
-    words += [tiles_at + i * tile_words for i in range(4)]
+    grid: list[tuple[int, int, int, int]] = []
+    work_words = tiles_at + 4 * tile_words  # four single tiles, then the regions, then the folds
     for hop, retention, capacity in zip(hops, retentions, capacities, strict=True):
-        words += [hop, retention, capacity, region_at]
-        region_at += 2 * capacity * tile_words
-    words += [word for stream in streams for word in stream.spec]
-    words += [0, *(word for stream in streams for word in stream.words)]
-    words += _merge_list({(s, piece) for s in streams for piece in s.places}, merges_at)
-    folds_at = [region_at]
-    for hop in view.hops_us:
-        places = 2 * capacities[hops.index(hop)]
-        folds_at.append(folds_at[-1] + FOLDS_HEAD + places * tile_words)
+        grid.append((hop, retention, capacity, work_words))
+        work_words += 2 * capacity * tile_words
+    places = [2 * capacities[hops.index(hop)] for hop in view.hops_us]
+    folds = accumulate((FOLDS_HEAD + n * tile_words for n in places), initial=work_words)
+    *folds_at, walk_words = folds
+    layout_word = _layout_word(streams, hops, retentions)
     return TileLayout(
         view=view,
         streams=streams,
         hops_us=hops,
         tile_words=tile_words,
         layout_word=layout_word,
-        plan=np.array(words, np.int64),
+        plan=_plan(streams, tile_words, layout_word, tiles_at, grid),
         outputs=_outputs(view, streams),
-        work_words=region_at,
-        folds_at=tuple(folds_at[:-1]),
-        walk_words=folds_at[-1],
-        value_words_max=STORED_COUNTS + len(hops) + sum(capacities) * tile_words,
+        work_words=work_words,
+        folds_at=tuple(folds_at),
+        walk_words=walk_words,
     )
+
+
+def _plan(
+    streams: Sequence[Stream],
+    tile_words: int,
+    layout_word: int,
+    tiles_at: int,
+    grid: Sequence[tuple[int, int, int, int]],
+) -> Table:
+    """Return the kernels' plan: head, resolutions, stream table, empty tile, merge list."""
+    streams_at = PLAN_HEAD + RESOLUTION_WIDTH * len(grid)
+    empty_at = streams_at + STREAM_WIDTH * len(streams)
+    merges_at = empty_at + tile_words
+    words = [len(grid), len(streams), streams_at, merges_at, empty_at, tile_words, layout_word]
+    words += [tiles_at + i * tile_words for i in range(4)]
+    words += [word for resolution in grid for word in resolution]
+    words += [word for stream in streams for word in stream.spec]
+    words += [0, *(word for stream in streams for word in stream.words)]
+    words += _merge_list({(s, piece) for s in streams for piece in s.places}, merges_at)
+    return np.array(words, np.int64)
 
 
 def decode_value(layout: TileLayout, value: bytes) -> dict[str, Any]:

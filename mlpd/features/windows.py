@@ -42,7 +42,7 @@ MAX_QUERIES = 256
 
 
 class WindowKernels(Protocol):
-    """The entries of `window_kernel`: native from `load_kernels`, or the module itself."""
+    """The entries of `window_kernel`, from `load_kernels`; reads need native ones, for `raw`."""
 
     update_values: Any
     read_values: Any
@@ -189,7 +189,8 @@ class WindowPlan:
         """
         query = self.query(tuple(features))
         stored, starts = join_values(values)
-        times = np.full(len(values), t_us, np.int64) if isinstance(t_us, int) else t_us
+        times = np.empty(len(values), np.int64)
+        times[:] = t_us
         return _to_columns(features, query, *self.read_words(query, stored, starts, times))
 
     def read_words(
@@ -245,7 +246,8 @@ class WindowPlan:
         )
         groups = 2 + max(_highest(event_codes), _highest(spine_codes))
         order, event_starts = self._walk_order(event_codes, groups, visible, sequences)
-        bits, valid = (_take_rows(a, order, len(event_us)) for a in (inputs.bits, inputs.valid))
+        streams = len(self.layout.streams)
+        bits, valid = (_take_rows(a, order, streams) for a in (inputs.bits, inputs.valid))
         rows, spine_starts = self._walk_order(spine_codes, groups, asked, spine_t_us)
         out, present = np.empty(n * width, np.int64), np.empty(n * width, np.uint8)
         work, spare = (np.zeros(self.layout.walk_words, np.int64) for _ in range(2))
@@ -369,9 +371,9 @@ def _is_sorted(first: Int64s, second: Int64s) -> bool:
     return bool(((a < b) | ((a == b) & (second[:-1] <= second[1:]))).all())
 
 
-def _take_rows(flat: NDArray[Any], order: Int64s, n: int) -> NDArray[Any]:
+def _take_rows(flat: NDArray[Any], order: Int64s, width: int) -> NDArray[Any]:
     """Return a row-major array's rows in another order, flat again."""
-    return flat.reshape(n, -1).take(order, axis=0).reshape(-1)
+    return flat.reshape(-1, width).take(order, axis=0).reshape(-1)
 
 
 def _to_columns(

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 from mlpd.core.columns import Columns, DType
 from mlpd.core.convert import column_of
 from mlpd.core.document import parse_document
+from mlpd.core.errors import InternalError, NotFoundError, ValidationError
 from mlpd.core.kernels import load_kernels
 from mlpd.core.specs import AggregateSpec, SourceSpec, ViewSpec
+from mlpd.features import window_kernel
 from mlpd.features.windows import KERNELS, WindowKernels, WindowPlan
 
 pytestmark = pytest.mark.timeout(300)  # the first test may wait for the kernels' compiler
@@ -407,3 +409,248 @@ def test_a_subset_of_features_has_the_bits_of_all(
     spine = [(entity, t_us, 0) for entity in (0, 1, 2)]
     joined = join(plan, story.events, spine, "as_known", tuple(chosen))
     assert bits_of(joined) == bits_of(expected)
+
+
+# --- single behaviours ---------------------------------------------------------------------------
+
+
+def event(sequence: int, event_us: int, **row: Any) -> Event:
+    """Return an event of entity 0, known at once."""
+    return Event(0, event_us, event_us, sequence, row)
+
+
+def feature(plan: WindowPlan, events: list[Event], t_us: int, name: str) -> Any:
+    online = Online(plan)
+    online.update(events)
+    ((value,),) = online.read([0], t_us, (name,))
+    assert bits_of(join(plan, events, [(0, t_us, 0)], "as_known", (name,))) == bits_of([[value]])
+    return value
+
+
+@pytest.fixture(scope="module")
+def plan(kernels: WindowKernels) -> WindowPlan:
+    return WindowPlan.build(*build_view(), kernels)
+
+
+def test_an_event_at_t_is_in_when_closed_on_the_right_only(kernels: WindowKernels) -> None:
+    for closed, expected in (("left", 0), ("right", 1)):
+        plan = WindowPlan.build(*build_view(closed=closed), kernels)
+        assert join(plan, [event(1, 100)], [(0, 100, 1)], "as_known", ("count_10us",)) == [
+            [expected]
+        ]
+
+
+def test_an_event_at_the_start_of_a_window_is_in_when_closed_on_the_left_only(
+    kernels: WindowKernels,
+) -> None:
+    for closed, expected in (("left", 1), ("right", 0)):
+        plan = WindowPlan.build(*build_view(closed=closed), kernels)
+        # t - W = 102; its hop begins at 100.
+        assert feature(plan, [event(1, 100)], 112, "count_10us") == expected
+
+
+def test_an_entity_never_seen_reads_as_an_empty_window(plan: WindowPlan) -> None:
+    names = tuple(plan.layout.outputs)
+    columns = plan.read([None], 100, names)
+    for name, column in columns.items():
+        zero = "count" in name or "_sum_" in name or name.startswith(("names", "few"))
+        assert column.to_list() == ([0] if zero else [None]), name
+
+
+def test_a_null_key_joins_as_an_empty_window(plan: WindowPlan) -> None:
+    events = [replace(event(1, 100), entity=-1), event(2, 100)]
+    rows = join(plan, events, [(-1, 101, 2), (0, 101, 2)], "as_known", ("count_10us",))
+    assert rows == [[0], [1]]
+
+
+def test_an_integer_sum_is_exact_and_null_when_it_does_not_fit(plan: WindowPlan) -> None:
+    big = 2**63 - 1
+    assert feature(plan, [event(1, 100, k=big)], 101, "k_sum_10us") == big
+    events = [event(1, 100, k=big), event(2, 100, k=1)]
+    assert feature(plan, events, 101, "k_sum_10us") is None
+    assert feature(plan, [*events, event(3, 100, k=-1)], 101, "k_sum_10us") == big
+    assert feature(plan, events, 101, "k_mean_10us") == 2.0**62
+    low = [event(1, 100, k=-(2**63)), event(2, 100, k=-1)]
+    assert feature(plan, low, 101, "k_sum_10us") is None
+    assert feature(plan, low[:1], 101, "k_sum_10us") == -(2**63)
+
+
+def test_integers_beyond_two_to_the_53_stay_exact(plan: WindowPlan) -> None:
+    odd = 2**53 + 1
+    for function in ("sum", "min", "max", "first", "last"):
+        assert feature(plan, [event(1, 100, k=odd)], 101, f"k_{function}_10us") == odd
+
+
+def test_small_addends_survive_a_cancelled_large_one(plan: WindowPlan) -> None:
+    values = [1e16, 1.0, -1e16, 1.0]
+    events = [event(i + 1, 100 + i, x=x) for i, x in enumerate(values)]
+    assert feature(plan, events, 110, "x_sum_10us") == 2.0
+    assert feature(plan, events, 110, "x_mean_10us") == 0.5
+
+
+def test_variance_of_close_values_far_from_zero(plan: WindowPlan) -> None:
+    events = [event(i + 1, 100 + i, x=1e9 + x) for i, x in enumerate([4.0, 7.0, 13.0, 16.0])]
+    assert feature(plan, events, 110, "x_var_10us") == 30.0
+    assert feature(plan, events, 110, "x_std_10us") == math.sqrt(30.0)
+
+
+def test_infinities_follow_ieee(plan: WindowPlan) -> None:
+    up, down = event(1, 100, x=math.inf), event(2, 101, x=-math.inf)
+    assert feature(plan, [up, event(2, 101, x=1.0)], 110, "x_sum_10us") == math.inf
+    assert math.isnan(feature(plan, [up, down], 110, "x_mean_10us"))
+    assert feature(plan, [up, down], 110, "x_min_10us") == -math.inf
+    assert feature(plan, [event(1, 100, x=1e308), event(2, 101, x=1e308)], 110, "x_sum_10us") == (
+        math.inf
+    )
+
+
+def test_zeros_of_both_signs_have_an_order(plan: WindowPlan) -> None:
+    for values in ([0.0, -0.0], [-0.0, 0.0]):
+        events = [event(i + 1, 100 + i, x=x) for i, x in enumerate(values)]
+        assert repr(feature(plan, events, 110, "x_min_10us")) == "-0.0"
+        assert repr(feature(plan, events, 110, "x_max_10us")) == "0.0"
+        assert repr(feature(plan, events, 110, "x_last_10us")) == repr(values[1])
+
+
+def test_float32_inputs_read_as_float64(kernels: WindowKernels) -> None:
+    aggregates = [{"name": "f_max", "function": "max", "input": "f"}]
+    plan = WindowPlan.build(*build_view(aggregates=aggregates), kernels)
+    value = feature(plan, [event(1, 100, f=0.1)], 101, "f_max_10us")
+    assert value == float(np.float32(0.1))
+
+
+def test_first_and_last_order_by_event_time_then_known_time_then_sequence(
+    plan: WindowPlan,
+) -> None:
+    events = [
+        Event(0, 101, 105, 1, {"k": 1}),
+        Event(0, 100, 105, 2, {"k": 2}),
+        Event(0, 100, 106, 3, {"k": 3}),
+        Event(0, 101, 106, 4, {"k": 4}),
+        Event(0, 101, 106, 5, {"k": 5}),
+    ]
+    assert feature(plan, events, 110, "k_first_10us") == 2
+    assert feature(plan, events, 110, "k_last_10us") == 5
+
+
+def test_a_late_event_changes_a_window_that_was_already_joined(plan: WindowPlan) -> None:
+    events = [event(1, 100, k=1), event(2, 117, k=2), Event(0, 103, 118, 3, {"k": 4})]
+    spine = [(0, t, 0) for t in (101, 118, 119, 120)]
+    assert join(plan, events, spine, "as_known", ("k_sum_23us",)) == [[1], [7], [7], [7]]
+    assert join(plan, events, spine, "as_corrected", ("k_sum_23us",)) == [[1], [7], [7], [7]]
+    early = [(0, 117, 0), (0, 105, 0)]
+    assert join(plan, events, early, "as_known", ("k_sum_23us",)) == [[1], [1]]
+    assert join(plan, events, early, "as_corrected", ("k_sum_23us",)) == [[5], [5]]
+
+
+def test_an_event_at_its_known_time_waits_while_later_ones_do_not(plan: WindowPlan) -> None:
+    waits, passes = Event(0, 100, 100, 1, {"k": 1}), Event(0, 98, 100, 2, {"k": 2})
+    spine = [(0, 100, 0), (0, 101, 0), (0, 100, 0)]
+    for events in ([waits, passes], [waits, passes, replace(waits, sequence=3)]):
+        rows = join(plan, events, spine, "as_known", ("k_sum_10us",))
+        assert rows == [[2], [2 + len(events) - 1], [2]]
+
+
+def test_a_replay_before_events_of_its_sequence_leaves_them_out(plan: WindowPlan) -> None:
+    events = [event(1, 100, k=1), event(2, 110, k=2), event(3, 120, k=4)]
+    spine = [(0, 105, 3), (0, 130, 3), (0, 115, 2), (0, 101, 3), (0, 130, 0)]
+    rows = join(plan, events, spine, "as_of_sequence", ("k_sum_50us",))
+    assert rows == [[1], [7], [3], [1], [0]]
+
+
+def test_a_sum_does_not_depend_on_the_order_of_arrival(plan: WindowPlan) -> None:
+    rng = np.random.default_rng(5)
+    times = np.sort(rng.integers(0, 40, 200)).tolist()
+    values = (rng.normal(size=200) * 10.0 ** rng.integers(-8, 8, 200)).tolist()
+    stamped = list(zip(times, values, strict=True))
+    results = set()
+    for _ in range(5):
+        order = rng.permutation(200).tolist()
+        events = [
+            Event(0, stamped[i][0], 50, sequence + 1, {"x": stamped[i][1]})
+            for sequence, i in enumerate(order)
+        ]
+        online = Online(plan)
+        online.update(events)
+        names = ("x_sum_50us", "x_mean_50us", "x_var_50us")
+        results.add(str(bits_of(online.read([0], 51, names))))
+    assert len(results) == 1
+    ((total, mean, _),) = online.read([0], 51, names)
+    assert total == math.fsum(values)
+    assert mean == float(sum(map(Fraction, values)) / 200)
+
+
+def test_plain_python_kernels_give_the_same_bits(kernels: WindowKernels) -> None:
+    rng = np.random.default_rng(6)
+    events = [
+        Event(0, 100 + i - int(rng.integers(0, 9)), 100 + i, i + 1, {"x": x, "k": int(x * 100)})
+        for i, x in enumerate(rng.normal(size=30).tolist())
+    ]
+    spine = [(0, t, 0) for t in range(95, 160, 7)]
+    plans = [
+        WindowPlan.build(*build_view(), module)
+        for module in (kernels, cast("WindowKernels", window_kernel))
+    ]
+    native, plain = (Online(plan) for plan in plans)
+    native.update(events)
+    plain.update(events)
+    assert native.values == plain.values
+    rows = [bits_of(join(plan, events, spine, "as_known")) for plan in plans]
+    assert rows[0] == rows[1]
+
+
+def test_wide_joins_transpose_every_row(plan: WindowPlan) -> None:
+    n = 3000
+    events = [event(i + 1, 20 * i, k=i) for i in range(n)]
+    spine = [(0, 20 * i + 1, 0) for i in range(n)]
+    rows = join(plan, events, spine, "as_known", ("k_last_10us", "k_sum_10us"))
+    assert rows[0] == [0, 0]
+    assert rows[1:] == [[i, i] for i in range(1, n)]
+
+
+def test_mistakes_are_named(plan: WindowPlan) -> None:
+    online = Online(plan)
+    online.update([event(1, 100)])
+    with pytest.raises(NotFoundError, match="no feature 'nope'"):
+        online.read([0], 101, ("nope",))
+    with pytest.raises(ValidationError, match="later than the time of the read"):
+        online.read([0], 100, ("count_10us",))
+    with pytest.raises(InternalError, match="entity code is out of range"):
+        plan.update(
+            [None],
+            int64([1]),
+            int64([1]),
+            int64([1]),
+            int64([1]),
+            plan.inputs(columns_of([{}])),
+            10,
+        )
+    with pytest.raises(InternalError, match="later than the newest known time"):
+        plan.update(
+            [None],
+            int64([0]),
+            int64([11]),
+            int64([1]),
+            int64([1]),
+            plan.inputs(columns_of([{}])),
+            10,
+        )
+    empty = int64([])
+    with pytest.raises(ValidationError, match="needs the sequence"):
+        plan.join(
+            empty,
+            empty,
+            empty,
+            empty,
+            plan.inputs(columns_of([])),
+            empty,
+            empty,
+            ("count_10us",),
+            mode="as_of_sequence",
+        )
+
+
+def test_nothing_joins_to_nothing(plan: WindowPlan) -> None:
+    assert join(plan, [], [], "as_known", ("count_10us",)) == []
+    assert join(plan, [], [(0, 5, 0)], "as_known", ("count_10us",)) == [[0]]
+    assert join(plan, [event(1, 100)], [], "as_known", ("count_10us",)) == []
