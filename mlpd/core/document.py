@@ -111,9 +111,19 @@ class _Fields:
 
     def items(self, field: str, most: int) -> list[Any]:
         """Return a field that must be a list of at most `most` items; absent is empty."""
-        value = self.typed(field, list(self.take(field, [])), list)
+        value = self.take(field, [])
+        if not isinstance(value, list | tuple):
+            raise self.error(f"{field!r} must be a list, got {value!r:.60}")
         if len(value) > most:
             raise self.error(f"{field!r} has {len(value)} items; the limit is {most}")
+        return list(value)
+
+    def texts(self, field: str, most: int) -> list[str]:
+        """Return a field that must be a list of texts; absent is empty."""
+        value = self.items(field, most)
+        for item in value:
+            if not isinstance(item, str):
+                raise self.error(f"{field!r} must hold texts, got {item!r:.60}")
         return value
 
     def duration(self, field: str) -> int | None:
@@ -210,7 +220,7 @@ def _latest(
     fields: _Fields, name: str, entity: str, source: SourceSpec, freshness_us: int | None
 ) -> ViewSpec:
     features: dict[str, DType] = {}
-    for column in fields.items("features", MAX_FEATURES):
+    for column in fields.texts("features", MAX_FEATURES):
         if column not in source.schema:
             raise fields.error(
                 f"source {source.name!r} has no column {column!r}; "
@@ -310,14 +320,20 @@ def _transform(fields: _Fields, name: str) -> TransformSpec:
     output = DType.parse(fields.text("output"), f"{fields.where}: output")
     if not output.is_numeric:
         raise fields.error(f"the output is {output}; transforms return numbers or bool")
-    inputs = [tuple(pair) for pair in fields.items("inputs", 64)]
-    if not inputs or not all(len(p) == 2 and all(isinstance(x, str) for x in p) for p in inputs):  # noqa: PLR2004 - pairs
+    inputs = []
+    for pair in fields.items("inputs", 64):
+        match pair:
+            case [str(argument), str(reference)]:
+                inputs.append((argument, reference))
+            case _:
+                raise fields.error("'inputs' holds pairs [argument, feature reference]")
+    if not inputs:
         raise fields.error("'inputs' needs at least one pair [argument, feature reference]")
-    return TransformSpec(name, source, tuple((a, r) for a, r in inputs), output)
+    return TransformSpec(name, source, tuple(inputs), output)
 
 
 def _service(fields: _Fields, name: str) -> ServiceSpec:
-    features = fields.items("features", MAX_FEATURES)
+    features = fields.texts("features", MAX_FEATURES)
     service = ServiceSpec(name, tuple(features), fields.schema("request"))
     if len(set(service.vector)) < len(service.vector):
         raise fields.error("a feature or request field stands twice")
@@ -339,15 +355,23 @@ def _job(fields: _Fields, name: str, definitions: Definitions) -> JobSpec:
         start_us=None if start is None else parse_time(start, f"{spine.where}: start"),
         end_us=None if end is None else parse_time(end, f"{spine.where}: end"),
         label=fields.text("label"),
-        categorical=tuple(fields.items("categorical", MAX_FEATURES)),
+        categorical=tuple(fields.texts("categorical", MAX_FEATURES)),
         params=fields.mapping("params"),
-        gate=fields.mapping("gate"),
+        gate=_gate(fields),
         schedule=fields.optional_text("schedule"),
         **dict(_job_choices(fields)),
     )
     spine.done()
     _check_job(fields, spec, definitions)
     return spec
+
+
+def _gate(fields: _Fields) -> dict[str, float]:
+    bounds = fields.mapping("gate")
+    for metric, bound in bounds.items():
+        if isinstance(bound, bool) or not isinstance(bound, int | float):
+            raise fields.error(f"the gate's bound of {metric!r} must be a number, got {bound!r}")
+    return bounds
 
 
 def _job_choices(fields: _Fields) -> Iterator[tuple[str, Any]]:

@@ -51,10 +51,11 @@ def storage_collector(environment: Environment, writer: Writer) -> Collector:
                 "mlpd_storage_commit_seconds_total",
                 "Time spent in groups.",
                 stats.group_us_total / 1e6,
+                unit="seconds",
             ),
             _gauge("mlpd_storage_queued_writes", "Writes waiting.", writer.queued_entries),
-            _gauge("mlpd_storage_used_bytes", "Bytes of LMDB in use.", usage.used_bytes),
-            _gauge("mlpd_storage_map_bytes", "Bytes that LMDB may use.", usage.map_bytes),
+            _gauge("mlpd_storage_used_bytes", "LMDB in use.", usage.used_bytes, unit="bytes"),
+            _gauge("mlpd_storage_map_bytes", "LMDB at most.", usage.map_bytes, unit="bytes"),
             _gauge("mlpd_log_sequence", "Newest sequence of the log.", sequence),
         ]
 
@@ -85,12 +86,12 @@ def outcome_collector(
     return collect
 
 
-def _counter(name: str, text: str, value: float) -> Collected:
-    return Collected(Descriptor(name, "counter", text), [((), float(value))])
+def _counter(name: str, text: str, value: float, unit: str = "") -> Collected:
+    return Collected(Descriptor(name, "counter", text, unit=unit), [((), float(value))])
 
 
-def _gauge(name: str, text: str, value: float) -> Collected:
-    return Collected(Descriptor(name, "gauge", text), [((), float(value))])
+def _gauge(name: str, text: str, value: float, unit: str = "") -> Collected:
+    return Collected(Descriptor(name, "gauge", text, unit=unit), [((), float(value))])
 
 
 def _by(name: str, text: str, label: str, counts: Mapping[str, float]) -> Collected:

@@ -243,7 +243,7 @@ def _diff(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, dict[str,
     """Return per kind what is added, changed and removed; kinds without a difference are not in."""
     changes = {}
     for kind in KINDS:
-        before, after = old.get(kind, {}), new.get(kind, {})
+        before, after = old.get(kind) or {}, new.get(kind) or {}
         difference = {
             "added": sorted(after.keys() - before.keys()),
             "changed": sorted(n for n in after.keys() & before.keys() if after[n] != before[n]),

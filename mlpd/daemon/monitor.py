@@ -77,7 +77,10 @@ class Monitor:
             "mlpd_http_requests_total", "HTTP requests answered.", labels=("route", "code")
         )
         self._seconds = self.metrics.histogram(
-            "mlpd_http_request_duration_seconds", "Time to an answer.", labels=("route",)
+            "mlpd_http_request_duration_seconds",
+            "Time to an answer.",
+            labels=("route",),
+            unit="seconds",
         )
         self._served = self.metrics.counter(
             "mlpd_predictions_total", "Rows scored.", labels=("route", "arm", "model", "version")

@@ -186,6 +186,12 @@ class Routes:
                 f"route {name!r} has no version {version}", code="unknown_route_version"
             )
         document = msgpack.unpackb(value)["route"]
+        if document is None:
+            raise ConflictError(
+                f"version {version} of route {name!r} was its deletion",
+                code="route_deleted",
+                hint="mlpd routes delete removes it; any other version can come back.",
+            )
         return await self.put(name, document, by=f"{by}: rollback to {version}")
 
     async def delete(self, name: str, *, by: str) -> None:
