@@ -18,6 +18,14 @@ from mlpd.core.errors import DefinitionError
 from mlpd.core.expressions import Expression, parse_expression
 from mlpd.core.hashing import canonical_json
 from mlpd.core.specs import AGGREGATE_FUNCTIONS, AggregateSpec, SourceSpec, ViewSpec
+from mlpd.features.fold_kernel import FOLDS_HEAD, QUERY_HEAD, WINDOW_WIDTH
+from mlpd.features.state_kernel import (
+    META_WIDTH,
+    PLAN_HEAD,
+    RESOLUTION_WIDTH,
+    STORED_COUNTS,
+    WORK_HEAD,
+)
 from mlpd.features.tile_kernel import (
     ABSENT,
     COUNT_AT,
@@ -40,16 +48,6 @@ from mlpd.features.tile_kernel import (
     SQUARES,
     STREAM_WIDTH,
     SUM_AT,
-)
-from mlpd.features.window_kernel import (
-    FOLDS_HEAD,
-    META_WIDTH,
-    PLAN_HEAD,
-    QUERY_HEAD,
-    RESOLUTION_WIDTH,
-    STORED_COUNTS,
-    WINDOW_WIDTH,
-    WORK_HEAD,
 )
 
 FORMAT = 1

@@ -17,6 +17,7 @@ from mlpd.core.errors import InternalError, NotFoundError, ValidationError
 from mlpd.core.expressions import Expression
 from mlpd.core.kernels import address_of
 from mlpd.core.specs import SourceSpec, ViewSpec
+from mlpd.features.state_kernel import STORED_COUNTS
 from mlpd.features.tile_kernel import EVENTS, REAL
 from mlpd.features.tiles import Stream, TileLayout, build_layout
 from mlpd.features.window_kernel import (
@@ -25,7 +26,6 @@ from mlpd.features.window_kernel import (
     FUTURE_EVENT,
     OK,
     PAST_READ,
-    STORED_COUNTS,
 )
 
 Int64s = NDArray[np.int64]

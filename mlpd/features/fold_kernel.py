@@ -1,0 +1,214 @@
+"""The tiles of a window put together: for an online read, and for a join that moves along.
+
+A window's tiles are cut at a pivot: those before it are folded from the newest to the oldest, those
+from it on from the oldest to the newest, and then the two folds are merged.  The pivot is the first
+multiple of the window's length (in tiles) after its oldest tile; so the order of merging depends
+on the window and t alone, and an online read and a join give the same bits.
+
+An online read folds every tile once.  A join keeps the folds beside the tiles: while t advances,
+the window begins at another fold before the pivot and grows by one after it, so that a row costs a
+few merges instead of one for each tile (Tangwongsan, Hirzel and Schneider, "Low-latency
+sliding-window aggregation in worst-case constant time", DEBS 2017, whose two stacks these are).
+"""
+
+# ruff: noqa: PLR0913, PLR0917  a kernel's arguments are flat arrays
+
+from mlpd.core.kernels import device
+from mlpd.features.state_kernel import (
+    ALWAYS,
+    EMPTY_AT,
+    EVENT_AT,
+    HOP_US,
+    META_WIDTH,
+    NEVER,
+    OTHER_AT,
+    PLAN_HEAD,
+    REGION_AT,
+    RESOLUTION_WIDTH,
+    RESOLUTIONS,
+    RESULT_AT,
+    START,
+    STORED_COUNTS,
+    STREAMS_AT,
+    TILE_WORDS,
+    TILES,
+    TOUCHED,
+    WORK_HEAD,
+    clear_tile,
+    position_of,
+)
+from mlpd.features.tile_kernel import (
+    ABSENT,
+    F8,
+    I8,
+    STREAM_WIDTH,
+    U1,
+    copy_words,
+    finish,
+    merge_tile,
+)
+
+WINDOWS, QUERY_MERGES_AT = range(2)
+"""Head of a query; its merge list has only what its outputs need."""
+QUERY_HEAD = 2
+RESOLUTION, WIDTH_US, STRIDE, FOLDS_AT, OUTPUTS_AT, OUTPUTS_END = range(6)
+"""Then per window: pivots are multiples of STRIDE; FOLDS_AT is the place of its folds in `work`, a
+head and one for each place of a tile; its outputs are `query[OUTPUTS_AT:OUTPUTS_END]`."""
+WINDOW_WIDTH = 6
+FUNCTION, STREAM, COLUMN = range(3)
+"""An output: the aggregate's function, its stream in the plan, its column."""
+OUTPUT_WIDTH = 3
+
+PIVOT, SPLIT, FOLD_START, FOLD_END, OLDEST, OLDEST_FROM_US, OLDEST_UNTIL_US, PLACE = range(8)
+"""Head of a window's folds: the pivot's index, the place of the first tile from it on (counted in
+tiles from the region's start, as START), the places FOLD_START to FOLD_END with good folds; the
+index of the oldest tile for t in a span of times, and where it, or the next one, was last."""
+FOLDS_HEAD = 8
+
+
+@device
+def fold_stored(
+    plan: I8, query: I8, spec: int, stored: I8, at: int, t_us: int, work: I8, work_f: F8
+) -> None:  # fmt: skip
+    """Put a stored value's tiles of one window together as the result."""
+    resolution, size = query[spec + RESOLUTION], plan[TILE_WORDS]
+    first = at + STORED_COUNTS + plan[RESOLUTIONS]
+    for finer in range(resolution):
+        first += stored[at + STORED_COUNTS + finer] * size
+    tiles = stored[at + STORED_COUNTS + resolution]
+    hop_us = plan[PLAN_HEAD + resolution * RESOLUTION_WIDTH + HOP_US]
+    oldest = (t_us - query[spec + WIDTH_US]) // hop_us
+    start = position_of(stored, first, size, tiles, oldest)
+    split = position_of(stored, first, size, tiles, _pivot(oldest, query[spec + STRIDE]))
+    result, other = plan[RESULT_AT], plan[OTHER_AT]
+    clear_tile(plan, work, other)
+    for i in range(start, tiles + 1):
+        to, tile = result if i < split else other, plan[EVENT_AT]
+        if i < tiles:
+            position = split - 1 - (i - start) if i < split else i
+            copy_words(work, tile, stored, first + position * size, size)
+        else:
+            to, tile = result, other
+        merge_tile(query, query[QUERY_MERGES_AT], work, work_f, to, work, work_f, tile)
+
+
+@device
+def _pivot(oldest: int, stride: int) -> int:
+    return (oldest // stride + 1) * stride
+
+
+@device
+def evaluate(
+    plan: I8, query: I8, work: I8, work_f: F8, t_us: int,
+    out: I8, out_f: F8, present: U1, to: int,
+) -> None:  # fmt: skip
+    """Write the query's outputs at t of the entity in `work`, from word `to` on."""
+    for window in range(query[WINDOWS]):
+        spec = QUERY_HEAD + window * WINDOW_WIDTH
+        _fold_work(plan, query, spec, work, work_f, t_us)
+        finish_window(plan, query, spec, work, work_f, out, out_f, present, to)
+    for resolution in range(plan[RESOLUTIONS]):
+        work[WORK_HEAD + resolution * META_WIDTH + TOUCHED] = ALWAYS
+
+
+@device
+def _fold_work(plan: I8, query: I8, spec: int, work: I8, work_f: F8, t_us: int) -> None:
+    """Put the live tiles of one window together as the result, making only the folds not yet there.
+
+    The fold beside a tile before the pivot is that of the tiles from there to the pivot, beside a
+    tile after it that of the tiles from the pivot to there.
+    """
+    resolution, size = query[spec + RESOLUTION], plan[TILE_WORDS]
+    meta, head = WORK_HEAD + resolution * META_WIDTH, query[spec + FOLDS_AT]
+    region = plan[PLAN_HEAD + resolution * RESOLUTION_WIDTH + REGION_AT]
+    start, end = _find_start(plan, query, spec, work, t_us), work[meta + START] + work[meta + TILES]
+    _forget_touched(plan, work, meta, region, head)
+    split, folds = work[head + SPLIT], head + FOLDS_HEAD
+    older = max(work[head + FOLD_START] - start, 0)
+    newer = end - work[head + FOLD_END]
+    for step in range(older + newer + 1):
+        base = plan[EMPTY_AT]
+        if step < older:
+            work[head + FOLD_START] -= 1
+            place = work[head + FOLD_START]
+            to, tile = folds + place * size, region + place * size
+            if place + 1 < split:
+                base = to + size
+        elif step < older + newer:
+            place = work[head + FOLD_END]
+            work[head + FOLD_END] += 1
+            to, tile = folds + place * size, region + place * size
+            if place > split:
+                base = to - size
+        else:
+            to = plan[RESULT_AT]
+            tile = folds + (end - 1) * size if end > split else plan[EMPTY_AT]
+            if start < split:
+                base = folds + start * size
+        copy_words(work, to, work, base, size)
+        merge_tile(query, query[QUERY_MERGES_AT], work, work_f, to, work, work_f, tile)
+
+
+@device
+def _find_start(plan: I8, query: I8, spec: int, work: I8, t_us: int) -> int:
+    """Return the place of a window's first tile, looking from where it was last."""
+    resolution, size = query[spec + RESOLUTION], plan[TILE_WORDS]
+    meta, head = WORK_HEAD + resolution * META_WIDTH, query[spec + FOLDS_AT]
+    if not work[head + OLDEST_FROM_US] <= t_us < work[head + OLDEST_UNTIL_US]:
+        hop_us = plan[PLAN_HEAD + resolution * RESOLUTION_WIDTH + HOP_US]
+        oldest = (t_us - query[spec + WIDTH_US]) // hop_us
+        work[head + OLDEST] = oldest
+        work[head + OLDEST_FROM_US] = oldest * hop_us + query[spec + WIDTH_US]
+        work[head + OLDEST_UNTIL_US] = work[head + OLDEST_FROM_US] + hop_us
+        pivot = _pivot(oldest, query[spec + STRIDE])
+        if pivot != work[head + PIVOT]:
+            work[head + PIVOT] = pivot
+            work[head + SPLIT] = ABSENT
+    oldest, first = work[head + OLDEST], work[meta + START]
+    end = first + work[meta + TILES]
+    region = plan[PLAN_HEAD + resolution * RESOLUTION_WIDTH + REGION_AT]
+    place = min(max(work[head + PLACE], first), end)
+    while place < end and work[region + place * size] < oldest:
+        place += 1
+    while place > first and work[region + (place - 1) * size] >= oldest:
+        place -= 1
+    work[head + PLACE] = place
+    return int(place)
+
+
+@device
+def _forget_touched(plan: I8, work: I8, meta: int, region: int, head: int) -> None:
+    """Shorten a window's folds to those whose tiles are as they were."""
+    size, touched = plan[TILE_WORDS], work[meta + TOUCHED]
+    if work[head + SPLIT] == ABSENT or touched < work[head + PIVOT]:
+        first, tiles = work[meta + START], work[meta + TILES]
+        place = position_of(work, region + first * size, size, tiles, work[head + PIVOT])
+        work[head + SPLIT] = first + place
+        work[head + FOLD_START] = work[head + FOLD_END] = first + place
+    while (
+        work[head + FOLD_END] > work[head + SPLIT]
+        and work[region + (work[head + FOLD_END] - 1) * size] >= touched
+    ):
+        work[head + FOLD_END] -= 1
+
+
+@device
+def finish_window(
+    plan: I8, query: I8, spec: int, work: I8, work_f: F8,
+    out: I8, out_f: F8, present: U1, to: int,
+) -> None:  # fmt: skip
+    """Write a window's outputs from the result; `present` is 0 where one is NULL."""
+    for output in range(query[spec + OUTPUTS_AT], query[spec + OUTPUTS_END], OUTPUT_WIDTH):
+        at = to + query[output + COLUMN]
+        stream = plan[STREAMS_AT] + query[output + STREAM] * STREAM_WIDTH
+        present[at] = finish(
+            plan, stream, query[output + FUNCTION], work, work_f, plan[RESULT_AT], out, out_f, at
+        )
+
+
+@device
+def forget_times(query: I8, work: I8) -> None:
+    """Make a fresh `work` fit for `evaluate`."""
+    for window in range(query[WINDOWS]):
+        head = query[QUERY_HEAD + window * WINDOW_WIDTH + FOLDS_AT]
+        work[head + OLDEST_UNTIL_US] = NEVER
