@@ -71,6 +71,7 @@ class Daemon:
             raise
         self.ready = False
         self._tasks: list[asyncio.Task[None]] = []
+        self._compact_rows_urgent = 4 * config.storage.compact_rows
         self._started_us = clock()
 
     def _build(self) -> None:
@@ -262,6 +263,8 @@ class Daemon:
     async def _compact_forever(self) -> None:
         while True:
             await asyncio.sleep(self.config.storage.compact_interval_us / 1e6)
+            if self.runs.busy and self.compactor.get_tail().rows < self._compact_rows_urgent:
+                continue  # a training child and a compaction child together take a gigabyte
             try:
                 await self.compactor.run_if_due()
             except Exception:  # noqa: BLE001 - the log stays as it was; the next turn tries again

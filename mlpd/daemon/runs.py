@@ -84,6 +84,11 @@ class Runs:
             task.cancel()
         await asyncio.gather(*self._workers, *self._running.values(), return_exceptions=True)
 
+    @property
+    def busy(self) -> bool:
+        """Whether a child trains now."""
+        return bool(self._running)
+
     async def enqueue(self, job: str, *, trigger: str, deploy: str | None = None) -> Run:
         """Queue a run of `job`; durable on return.
 
