@@ -149,6 +149,8 @@ def aircraft_age(year: "aircraft.year") -> "float64":
     return float(2013 - year)
 
 
+# The features of `tail_departures` and the last hour's departures to the destination stay out:
+# over half of all flights leave early, which these would tell at the scheduled departure.
 flight_risk = FeatureService(
     "flight_risk",
     features=[
@@ -167,12 +169,8 @@ flight_risk = FeatureService(
         carrier_departures["delayed_share_1h"],
         carrier_departures["dep_delay_mean_1d"],
         carrier_departures["delayed_share_7d"],
-        destination_departures["dep_delay_mean_1h"],
         destination_departures["dep_delay_mean_1d"],
         destination_departures["delayed_share_7d"],
-        tail_departures["dep_delay_mean_1d"],
-        tail_departures["dep_delay_max_1d"],
-        tail_departures["count_1d"],
         carrier_arrivals["arr_delay_mean_1h"],
         carrier_arrivals["arr_delay_mean_1d"],
         carrier_arrivals["delayed_share_7d"],
@@ -181,6 +179,8 @@ flight_risk = FeatureService(
         destination_arrivals["arr_delay_mean_1h"],
         destination_arrivals["arr_delay_mean_1d"],
         destination_arrivals["delayed_share_7d"],
+        tail_arrivals["count_1d"],
+        tail_arrivals["arr_delay_mean_1h"],
         tail_arrivals["arr_delay_mean_1d"],
         tail_arrivals["arr_delay_max_1d"],
         tail_arrivals["arr_delay_mean_7d"],
