@@ -14,8 +14,8 @@ from mlpd.core.errors import ConflictError, UnavailableError
 from mlpd.storage.files import DataDirectory
 from mlpd.storage.lock import read_holder
 
-START_TIMEOUT_S: Final = 120.0
-"""A first start compiles the kernels, which takes seconds on a slow machine."""
+START_TIMEOUT_S: Final = 300.0
+"""The first start on a machine compiles kernels: 15 s, a minute on a busy one."""
 STOP_TIMEOUT_S: Final = 30.0
 LOG_FILE: Final = "daemon.log"
 _POLL_S: Final = 0.02
