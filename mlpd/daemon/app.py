@@ -41,6 +41,7 @@ KERNEL_MODULES = (
     "mlpd.features.window_kernel",
     "mlpd.monitoring.count_kernel",
     "mlpd.serving.link_kernel",
+    "mlpd.features.latest_kernel",
 )
 FLUSH_S = 0.05
 """How long a served row waits at most before the writer has it."""

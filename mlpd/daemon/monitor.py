@@ -8,6 +8,7 @@ import asyncio
 import hashlib
 import json
 import logging
+import math
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
@@ -15,7 +16,6 @@ from functools import partial
 from typing import Any
 
 import msgpack
-import numpy as np
 
 from mlpd.core.errors import NotFoundError
 from mlpd.core.time import DAY_US, MAX_TIME_US, format_time
@@ -103,7 +103,7 @@ class Monitor:
         self._seconds.labels(path).observe(seconds)
 
     def tap(self, run: Run, route: str, read: ReadResult) -> None:
-        """Note a run of served rows: a few references, about 2 us."""
+        """Note a run of served rows: references and ages, 5 us and 0.2 us per row and view."""
         package = run.model.package
         key = ServedKey(package.name, package.version, route, run.arm)
         live = self._live.get(key)
@@ -112,9 +112,9 @@ class Monitor:
         live.append_block(run.vectors, run.scores.score[:, 0], read.t_us)
         self._served.labels(route, run.arm, package.name, str(package.version)).inc(len(run.rows))
         for view, event_us in read.frame.event_us.items():
-            seen = event_us[run.rows]
-            ages_s = np.where(seen == 0, np.nan, (read.t_us - seen) / 1e6)
-            self._view(view).observe_many(ages_s)
+            freshness = self._view(view)
+            for seen_us in event_us[run.rows].tolist():
+                freshness.observe((read.t_us - seen_us) / 1e6 if seen_us else math.nan)
 
     async def drain(self) -> None:
         """Count everything that waits and store the buckets that changed."""

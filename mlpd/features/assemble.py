@@ -120,8 +120,7 @@ class FrameLayout:
 
         `event_us`: per latest-value view the event time behind each row.
         """
-        for name, rows in self._steps:
-            self._transforms.run(name, block, rows)
+        self._transforms.run(self._steps, block)
         return FeatureFrame(self, block, event_us)
 
 

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlpd.core.columns import Column, DType
+from mlpd.core.kernels import address_of
 
 _REALS = frozenset((DType.FLOAT32, DType.FLOAT64))
 _VALUES: dict[DType, Callable[[NDArray[np.int64]], NDArray[Any]]] = {
@@ -76,3 +77,11 @@ class Block(NamedTuple):
         text = self.texts.get(row)
         values = _VALUES[dtype](self.words[row]) if text is None else text
         return Column(dtype, values, None if whole else self.valid[row])
+
+
+def words_of(*arrays: NDArray[Any]) -> list[int]:
+    """Return what `Kernel.raw` takes for C-contiguous arrays: address and length of each."""
+    words: list[int] = []
+    for array in arrays:
+        words += address_of(array), array.size
+    return words

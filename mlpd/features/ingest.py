@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mlpd.core.columns import Column, Columns, DType, height
+from mlpd.core.columns import Column, Columns, DType
 from mlpd.core.convert import column_of
 from mlpd.core.errors import MlpdError, TooLargeError, ValidationError
 from mlpd.core.keys import encode_entity, online_keys
@@ -114,18 +114,15 @@ def entity_codes(
     entity: EntitySpec, columns: Mapping[str, Column]
 ) -> tuple[list[bytes], NDArray[np.int64]]:
     """Return (distinct entity bytes, code of every row); a null key has the code -1."""
-    parts = [columns[name].to_list() for name in entity.columns]
-    found: dict[bytes | None, int] = {None: -1}
-    seen: dict[tuple[object, ...], int] = {}
-    codes = np.empty(height(columns), np.int64)
-    for row, key in enumerate(zip(*parts, strict=True)):
-        code = seen.get(key)
-        if code is None:
-            encoded = encode_entity(entity.types, key, entity.name)
-            code = seen[key] = found.setdefault(encoded, len(found) - 1)
-        codes[row] = code
-    del found[None]
-    return [encoded for encoded in found if encoded is not None], codes
+    keys = list(zip(*(columns[name].to_list() for name in entity.columns), strict=True))
+    entities: list[bytes] = []
+    codes: dict[tuple[object, ...], int] = {}
+    for key in dict.fromkeys(keys):
+        encoded = encode_entity(entity.types, key, entity.name)
+        codes[key] = -1 if encoded is None else len(entities)
+        if encoded is not None:
+            entities.append(encoded)
+    return entities, np.fromiter(map(codes.__getitem__, keys), np.int64, len(keys))
 
 
 def _apply_view(

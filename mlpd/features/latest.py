@@ -7,7 +7,6 @@ of them decodes into columns with one numpy call.
 
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,8 +14,9 @@ from numpy.typing import NDArray
 
 from mlpd.core.columns import Column, Columns, DType
 from mlpd.core.convert import column_of
+from mlpd.core.kernels import load_kernels
 from mlpd.core.specs import ViewSpec
-from mlpd.features.block import Block
+from mlpd.features.block import Block, words_of
 from mlpd.features.stamps import Stamps
 from mlpd.features.status import Status
 
@@ -32,26 +32,28 @@ _FIXED: dict[DType, str] = {
     DType.BYTES: "<u8",
 }
 
-_EVENT_WORD, _NULLS_WORD = 1, 4  # the fixed section is whole words of 8 bytes
-_PRESENT, _MISSING, _STALE = map(np.uint8, (Status.PRESENT, Status.MISSING, Status.STALE))
+_NULLS_WORD = 4  # the fixed section is whole words of 8 bytes: four of stamps, the nulls' bitmap
+_PRESENT = int(Status.PRESENT)
+
+KERNELS = "mlpd.features.latest_kernel"
+NEVER_US = 2**63 - 1
+"""A ttl that no age exceeds."""
 
 Stamp = tuple[int, int, int]
 """(event_time_us, known_time_us, sequence) of a row: what the winner rule compares."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
 class LatestQuery:
-    """Features of a view, resolved: int64 [k] `words` and `null_words` of the fixed section.
+    """Features of a view, resolved: the kernels' tables, and the text features.
 
-    `null_bits`, `defaults` (words), `has_default`: [k, 1].  `texts`: (row, type, default or empty).
+    `cells`: places in a row, defaults, which have one.  `texts`: (feature, type, default or empty).
     """
 
-    words: NDArray[np.int64]
-    null_words: NDArray[np.int64]
-    null_bits: NDArray[np.int64]
-    texts: list[tuple[int, DType, Any]]
-    defaults: NDArray[np.int64]
-    has_default: NDArray[np.bool_]
+    def __init__(self, places: list[int], defaults: Block, dtypes: Sequence[DType]) -> None:
+        self.places = np.array(places, np.int64)
+        self.defaults = defaults
+        self.words = words_of(defaults.words, defaults.valid)
+        self.texts = [(row, dtypes[row], text[0]) for row, text in defaults.texts.items()]
 
 
 class LatestPlan:
@@ -59,6 +61,8 @@ class LatestPlan:
 
     def __init__(self, view: ViewSpec) -> None:
         self._view = view
+        self._ttl_us = NEVER_US if view.ttl_us is None else view.ttl_us
+        self._kernels = load_kernels(KERNELS)
         self._names = list(view.features)
         bitmap_bytes = -(-len(self._names) // 64) * 8
         self._layout = np.dtype(
@@ -101,7 +105,7 @@ class LatestPlan:
         return result
 
     def read(
-        self, values: Sequence[bytes | None], t_us: int, query: "LatestQuery", block: Block
+        self, values: Sequence[bytes | None], t_us: int, query: LatestQuery, block: Block
     ) -> NDArray[np.int64]:
         """Fill `block` with features of one row per value as of `t_us`; return the event times.
 
@@ -110,65 +114,50 @@ class LatestPlan:
         size = self._layout.itemsize
         blank = bytes(size)
         fixed = b"".join([blank if v is None else v[:size] for v in values])
-        words = np.frombuffer(fixed, np.int64).reshape(len(values), size >> 3).T
-        event_us: NDArray[np.int64] = words[_EVENT_WORD]
-        block.words[:] = words[query.words]
+        rows, event_us = np.frombuffer(fixed, np.int64), np.empty(len(values), np.int64)
+        self._kernels.read_rows.raw(
+            *words_of(rows, query.places), *query.words, t_us, self._ttl_us,
+            *words_of(block.words, block.valid, block.state, event_us),
+        )  # fmt: skip
         for row, dtype, _ in query.texts:
-            block.texts[row] = self._text(dtype, block.words[row].tolist(), values)
-        nulls = words[query.null_words] >> query.null_bits & 1
-        self.settle(query, block, nulls, words[0] == 0, t_us - event_us)
+            block.texts[row] = self._texts(dtype, block.words[row].tolist(), values)
+        _settle_texts(query, block)
         return event_us
 
     def settle(
         self,
-        query: "LatestQuery",
+        query: LatestQuery,
         block: Block,
-        nulls: NDArray[Any],
         missing: NDArray[np.bool_],
         age_us: NDArray[np.int64],
     ) -> None:
-        """Set every status; what isn't PRESENT becomes null, or the feature's default.
+        """Give a block with values and validity its statuses, as `read` does.
 
-        `nulls` [k, n]: whether a value was written as null.  `missing` [n]: whether there is no
-        row; `age_us` [n] is that of the others.
+        `missing` [n]: whether there is no row; `age_us` [n] is that of the others.
         """
-        ttl_us = self._view.ttl_us
-        state = np.where(missing, _MISSING, _PRESENT)
-        if ttl_us is not None:
-            state[(age_us > ttl_us) & ~missing] = _STALE
-        block.state[:] = np.where(state == _PRESENT, nulls, state)
-        absent = block.state != _PRESENT
-        np.logical_or(~absent, query.has_default, out=block.valid)
-        np.copyto(block.words, query.defaults, where=absent)
-        for row, _, default in query.texts:
-            block.texts[row][absent[row]] = default
+        self._kernels.settle_rows.raw(
+            *words_of(missing, age_us), *query.words, self._ttl_us,
+            *words_of(block.words, block.valid, block.state),
+        )  # fmt: skip
+        _settle_texts(query, block)
 
-    def query(self, features: tuple[str, ...]) -> "LatestQuery":
-        """Return what a read of `features` needs to know; once, per layout of a frame."""
-        places = np.array([self._names.index(name) for name in features], np.int64)
+    def query(self, features: tuple[str, ...]) -> LatestQuery:
+        """Return what reads of `features` need to know; once, per layout of a frame."""
         dtypes = [self._view.features[name] for name in features]
-        defaults = [self._view.defaults.get(name) for name in features]
-        block = Block.empty(len(features), 1, with_state=0)
-        for row, (dtype, default) in enumerate(zip(dtypes, defaults, strict=True)):
-            block.put(row, column_of(dtype, [default]))
-        texts = [
-            (row, dtype, block.texts[row][0])
-            for row, dtype in enumerate(dtypes)
-            if not dtype.is_numeric
-        ]
-        first = (self._layout.itemsize >> 3) - len(self._names)
-        return LatestQuery(
-            words=first + places,
-            null_words=_NULLS_WORD + places // 64,
-            null_bits=(places % 64)[:, None],
-            texts=texts,
-            defaults=block.words,
-            has_default=block.valid,
-        )
+        defaults = Block.empty(len(features), 1, with_state=0)
+        defaults.words[:] = 0  # those of texts are places, too
+        for row, (name, dtype) in enumerate(zip(features, dtypes, strict=True)):
+            defaults.put(row, column_of(dtype, [self._view.defaults.get(name)]))
+        first = self._layout.itemsize // 8 - len(self._names)
+        places: list[int] = []
+        for index in map(self._names.index, features):
+            places += [first + index, _NULLS_WORD + index // 64, index % 64]
+        return LatestQuery(places, defaults, dtypes)
 
-    def _text(
+    def _texts(
         self, dtype: DType, places: list[int], values: Sequence[bytes | None]
     ) -> NDArray[Any]:
+        """Return the texts at `places` (offset << 32 | length) of the rows' variable sections."""
         texts = np.empty(len(values), object)
         for i, (place, value) in enumerate(zip(places, values, strict=True)):
             start = self._layout.itemsize + (place >> 32)
@@ -190,6 +179,11 @@ class LatestPlan:
             else:
                 rows[name] = _append_text(tails, column)
         return [rows[i].tobytes() + tail for i, tail in enumerate(tails)]
+
+
+def _settle_texts(query: LatestQuery, block: Block) -> None:
+    for row, _, default in query.texts:
+        block.texts[row][block.state[row] != _PRESENT] = default
 
 
 def stamp_of(value: bytes) -> Stamp:

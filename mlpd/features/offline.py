@@ -124,7 +124,7 @@ def _take_latest(
         if len(column) == 0:
             column = empty_column(column.dtype, 1)
         target.put(row, column.take(np.maximum(rows, 0)))
-    part.plan.settle(part.query, target, ~target.valid, rows < 0, age_us)
+    part.plan.settle(part.query, target, rows < 0, age_us)
     block.fill_texts(part.rows, target)
 
 
