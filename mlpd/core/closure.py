@@ -8,9 +8,14 @@ from mlpd.core.hashing import definition_hash
 from mlpd.core.specs import Closure, Definitions, EntitySpec, ServiceSpec, TransformSpec
 
 
-def build_closure(definitions: Definitions, service: ServiceSpec) -> Closure:
-    """Return the closure of `service`; raises DefinitionError for an unknown name or a cycle."""
-    walk = _Walk(definitions, service)
+def build_closure(
+    definitions: Definitions, service: ServiceSpec, *, what: str | None = None
+) -> Closure:
+    """Return the closure of `service`; raises DefinitionError for an unknown name or a cycle.
+
+    `what` names the service in messages.
+    """
+    walk = _Walk(definitions, service, what or f"feature service {service.name!r}")
     for reference in service.features:
         walk.visit(reference, ())
     return walk.closure()
@@ -19,8 +24,8 @@ def build_closure(definitions: Definitions, service: ServiceSpec) -> Closure:
 class _Walk:
     """Depth-first walk over references; transforms come out after what they read."""
 
-    def __init__(self, definitions: Definitions, service: ServiceSpec) -> None:
-        self._definitions, self._service = definitions, service
+    def __init__(self, definitions: Definitions, service: ServiceSpec, what: str) -> None:
+        self._definitions, self._service, self._what = definitions, service, what
         self._views: dict[str, list[str]] = {}
         self._transforms: dict[str, TransformSpec] = {}
         self._entities: dict[str, EntitySpec] = {}
@@ -96,6 +101,4 @@ class _Walk:
                 yield [entity.name, column, str(dtype)]
 
     def _error(self, message: str, hint: str = "") -> DefinitionError:
-        return DefinitionError(
-            f"feature service {self._service.name!r}: {message}", code="unknown_feature", hint=hint
-        )
+        return DefinitionError(f"{self._what}: {message}", code="unknown_feature", hint=hint)

@@ -112,6 +112,8 @@ def load_config(path: Path) -> Config:
             code="configuration_unreadable",
             hint="Check the path, or leave --config away for the defaults.",
         ) from None
+    except UnicodeDecodeError as error:
+        raise ConfigurationError(f"{path} is not UTF-8: {error}") from None
     try:
         return build_config(tomllib.loads(text), str(path))
     except tomllib.TOMLDecodeError as error:

@@ -1,6 +1,7 @@
 """Python values from JSON or msgpack to columns, every type checked, the first wrong one named."""
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -34,8 +35,9 @@ _ZERO: dict[DType, Any] = {
 def column_of(dtype: DType, values: Sequence[Any], what: str = "column") -> Column:
     """Return a column from Python values, None for null, checking every type.
 
-    int64 takes ints (exact, in range, no bool), float64 and float32 take ints and floats, the
-    other types their own; timestamps take what `parse_time` takes.  The first wrong value raises
+    int64 takes ints (exact, in range, no bool), float64 and float32 take ints and floats (within
+    the type's range, or infinite), strings are what UTF-8 can write, the other types take their
+    own; timestamps take what `parse_time` takes.  The first wrong value raises
     ValidationError(code="wrong_type") whose details name its `index`.
     """
     if dtype is DType.TIMESTAMP:
@@ -69,12 +71,17 @@ def _check(dtype: DType, values: Sequence[Any], what: str) -> None:
 
 def _array(dtype: DType, values: Sequence[Any], what: str) -> NDArray[Any]:
     if not dtype.is_numeric:
+        if dtype is DType.STRING:
+            _check_text(values, what)
         array = np.empty(len(values), object)
         array[:] = values
         return array
     try:
+        if dtype is DType.FLOAT32:
+            with np.errstate(over="raise"):
+                return np.array(values, dtype.numpy)
         return np.array(values, dtype.numpy)
-    except OverflowError:
+    except (OverflowError, FloatingPointError):
         index, value = next((i, v) for i, v in enumerate(values) if not _fits(dtype, v))
         raise _wrong(dtype, value, index, what) from None
 
@@ -83,10 +90,21 @@ def _fits(dtype: DType, value: Any) -> bool:
     if dtype is DType.INT64:
         return bool(INT64_MIN <= value <= INT64_MAX)
     try:
-        float(value)
-    except OverflowError:
+        with np.errstate(over="raise"):
+            dtype.numpy.type(value)
+    except (OverflowError, FloatingPointError):
         return False
     return True
+
+
+def _check_text(values: Sequence[str], what: str) -> None:
+    """Refuse lone surrogates, which JSON can carry and nothing behind could store."""
+    try:
+        "".join(values).encode()
+    except UnicodeEncodeError as error:
+        ends = accumulate(map(len, values))
+        index = next(i for i, end in enumerate(ends) if end > error.start)
+        raise _wrong(DType.STRING, values[index], index, what) from None
 
 
 def _time(value: Any, index: int, what: str) -> int:

@@ -5,6 +5,7 @@ docs/formats/definitions.md describes it.  Unknown kinds and fields are errors.
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from math import isfinite
 from typing import Any, TypeVar
 
 from mlpd.core.closure import build_closure
@@ -36,6 +37,8 @@ MAX_WINDOWS = 16
 MAX_AGGREGATES = 64
 MAX_FEATURES = 2048
 MAX_SOURCE_CHARS = 20_000
+RESERVED_COLUMNS = ("known_at",)
+"""Columns that every source has for imports."""
 
 T = TypeVar("T")
 
@@ -57,9 +60,12 @@ def parse_document(document: object) -> Definitions:
     services = _each(parts["services"], "feature service", _service)
     _check_shared_names(entities, views, transforms)
     found = Definitions(entities, sources, views, transforms, services)
-    _check_request_types(services)
+    request = _request_types(services, entities)
     for service in services.values():
         build_closure(found, service)
+    for transform in transforms:  # those that no service reads are compiled too
+        alone = ServiceSpec("transforms", (transform,), request)
+        build_closure(found, alone, what=f"transform {transform!r}")
     jobs = _each(parts["jobs"], "job", lambda f, n: _job(f, n, found))
     return Definitions(entities, sources, views, transforms, services, jobs)
 
@@ -187,6 +193,9 @@ def _source(fields: _Fields, name: str) -> SourceSpec:
         schema=fields.schema("schema"),
         delay_us=fields.duration("delay"),
     )
+    for column in (spec.timestamp, *spec.schema):
+        if column in RESERVED_COLUMNS:
+            raise fields.error(f"the column name {column!r} is reserved")
     if spec.timestamp in spec.schema:
         raise fields.error(f"the schema must not repeat the timestamp column {spec.timestamp!r}")
     if not spec.schema:
@@ -233,7 +242,10 @@ def _latest(
     for feature, value in defaults.items():
         if feature not in features:
             raise fields.error(f"default for the unknown feature {feature!r}")
-        convert_value(features[feature], value, f"{fields.where}: default of {feature!r}")
+        what = f"default of {feature!r}"
+        value = convert_value(features[feature], value, f"{fields.where}: {what}")
+        if isinstance(value, bytes) or (isinstance(value, float) and not isfinite(value)):
+            raise fields.error(f"the {what} can't be written as JSON: {value!r:.60}")
     return ViewSpec(
         name=name,
         kind="latest",
@@ -424,17 +436,25 @@ def _check_vector(fields: _Fields, job: JobSpec, closure: Closure) -> None:
             raise fields.error(f"text feature {feature!r} must be listed under 'categorical'")
 
 
-def _check_request_types(services: Mapping[str, ServiceSpec]) -> None:
-    """A request field has one type in all services: a transform may read it in any of them."""
+def _request_types(
+    services: Mapping[str, ServiceSpec], entities: Mapping[str, EntitySpec]
+) -> dict[str, DType]:
+    """Return every request field's one type: a transform may read it in any service.
+
+    A field may also be a key column, if both have one type: a request brings both by name.
+    """
+    keys = {column: dtype for entity in entities.values() for column, dtype in entity.keys}
     types: dict[str, DType] = {}
     for service in services.values():
         for field, dtype in service.request.items():
-            if types.setdefault(field, dtype) != dtype:
+            other = keys.get(field, types.setdefault(field, dtype))
+            if other != dtype:
                 raise DefinitionError(
                     f"request field {field!r} is {dtype} in service {service.name!r} "
-                    f"and {types[field]} in another",
+                    f"and {other} {'as a key column' if field in keys else 'in another'}",
                     hint="Give it one type, or another name.",
                 )
+    return types
 
 
 def _check_shared_names(

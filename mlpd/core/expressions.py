@@ -3,7 +3,9 @@
 `dep_delay > 15`, `origin == "JFK" and not cancelled`, `arr_delay - dep_delay`: names, constants,
 arithmetic, comparison, and/or/not, `is_null(x)`, `abs(x)`.  Parsed with `ast` against an allow-list
 and evaluated with numpy, never with eval.  A null input makes the result null, except in
-`is_null`, and in and/or by Kleene's three-valued logic.  A comparison with NaN is false.
+`is_null`, and in and/or by Kleene's three-valued logic.  A comparison with NaN is false, but for
+`!=`, which is true, as in IEEE 754.  Integers wrap around at 64 bits; float32 columns are widened
+first.
 """
 
 import ast
@@ -14,9 +16,12 @@ from typing import Any
 import numpy as np
 
 from mlpd.core.columns import Column, DType
+from mlpd.core.convert import INT64_MAX
 from mlpd.core.errors import DefinitionError
 
 MAX_EXPRESSION_CHARS = 1000
+MAX_DEPTH = 100
+"""Levels of a syntax tree: walking one takes three Python frames a level, of a thousand."""
 
 _COMPARE: dict[type[ast.cmpop], Callable[[Any, Any], Any]] = {
     ast.Lt: np.less,
@@ -63,14 +68,25 @@ def parse_expression(text: object, schema: Mapping[str, DType], what: str) -> Ex
         raise _invalid(what, text, f"write at most {MAX_EXPRESSION_CHARS} characters")
     try:
         node = ast.parse(text, mode="eval").body
-    except (SyntaxError, ValueError, RecursionError) as error:
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise _invalid(what, text, f"it does not parse: {error}") from None
+    if syntax_depth(node) > MAX_DEPTH:
+        raise _invalid(what, text, f"it is nested deeper than {MAX_DEPTH} levels")
     dtype = _Checker(schema, what, text).visit(node)
     names = {n.id for n in ast.walk(node) if isinstance(n, ast.Name)} & schema.keys()
     if not names:
         raise _invalid(what, text, "it reads no column")
     used = tuple(sorted(names))
     return Expression(text, used, dtype, node, tuple((name, schema[name]) for name in used))
+
+
+def syntax_depth(node: ast.AST) -> int:
+    """Return the number of levels of a syntax tree, counted without recursion."""
+    depth, level = 0, [node]
+    while level:
+        depth += 1
+        level = [child for parent in level for child in ast.iter_child_nodes(parent)]
+    return depth
 
 
 class _Checker(ast.NodeVisitor):
@@ -92,14 +108,16 @@ class _Checker(ast.NodeVisitor):
         kinds = {bool: DType.BOOL, int: DType.INT64, float: DType.FLOAT64, str: DType.STRING}
         if type(node.value) not in kinds:
             raise self._error(f"constant {node.value!r} is not a number, text or bool")
+        if type(node.value) is int and node.value > INT64_MAX:
+            raise self._error(f"constant {node.value} is over {INT64_MAX}")
         return kinds[type(node.value)]
 
     def visit_Compare(self, node: ast.Compare) -> DType:
         kinds = [self.visit(part) for part in (node.left, *node.comparators)]
         if any(type(op) not in _COMPARE for op in node.ops):
             raise self._error("use <, <=, >, >=, == or !=")
-        if len({kind.is_numeric for kind in kinds}) > 1:
-            raise self._error("text can't be compared with a number")
+        if len({"number" if kind.is_numeric else kind for kind in kinds}) > 1:
+            raise self._error(f"{' and '.join(kinds)} can't be compared")
         return DType.BOOL
 
     def visit_BoolOp(self, node: ast.BoolOp) -> DType:
@@ -153,6 +171,8 @@ class _Evaluator(ast.NodeVisitor):
 
     def visit_Name(self, node: ast.Name) -> tuple[Any, Any]:
         column = self._columns[node.id]
+        if column.dtype is DType.FLOAT32:
+            return column.values.astype(np.float64), column.mask()
         return column.values, column.mask()
 
     def visit_Constant(self, node: ast.Constant) -> tuple[Any, Any]:

@@ -26,7 +26,7 @@ Clock = Callable[[], TimeUs]
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 _UNITS_US = {"us": 1, "ms": 1000, "s": SECOND_US, "m": MINUTE_US, "h": HOUR_US, "d": DAY_US}
-_DURATION = re.compile(r"(\d+)(us|ms|s|m|h|d)")
+_DURATION = re.compile(r"([0-9]{1,18})(us|ms|s|m|h|d)")
 
 
 def system_clock() -> TimeUs:
