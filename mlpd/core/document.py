@@ -243,9 +243,9 @@ def _latest(
         if feature not in features:
             raise fields.error(f"default for the unknown feature {feature!r}")
         what = f"default of {feature!r}"
-        value = convert_value(features[feature], value, f"{fields.where}: {what}")
-        if isinstance(value, bytes) or (isinstance(value, float) and not isfinite(value)):
-            raise fields.error(f"the {what} can't be written as JSON: {value!r:.60}")
+        kept = convert_value(features[feature], value, f"{fields.where}: {what}")
+        if isinstance(kept, bytes) or (isinstance(kept, float) and not isfinite(kept)):
+            raise fields.error(f"the {what} can't be written as JSON: {kept!r:.60}")
     return ViewSpec(
         name=name,
         kind="latest",

@@ -37,8 +37,7 @@ def tables(draw: st.DrawFn) -> Columns:
 
 def bits(column: Column) -> list[Any]:
     return [
-        v.hex() if isinstance(v, float) and not math.isnan(v) else repr(v)
-        for v in column.to_list()
+        v.hex() if isinstance(v, float) and not math.isnan(v) else repr(v) for v in column.to_list()
     ]
 
 

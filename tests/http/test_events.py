@@ -150,7 +150,7 @@ def test_rows_with_ever_new_names_are_refused_before_they_become_columns(edge: A
 def test_arrow_is_checked_as_json_is(fresh: Any) -> None:
     frame = pl.DataFrame(
         {
-            "event_time": [datetime(2013, 1, 1), None],  # noqa: DTZ001 - naive: that is the point
+            "event_time": [datetime(2013, 1, 1), None],
             "known_at": [START_US, START_US],
             "amount": ["1.5", None],
         }
