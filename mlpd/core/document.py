@@ -167,9 +167,9 @@ def _each(
     found = {}
     for name, value in sorted(objects.items()):
         check = check_name if what == "job" else check_identifier
-        fields = _Fields(value, f"{what} {check(name, what)!r}")
+        fields = _Fields(value, f"{what} {name!r}")
         try:
-            found[name] = parse(fields, name)
+            found[name] = parse(fields, check(name, what))
         except DefinitionError:
             raise
         except MlpdError as error:

@@ -121,7 +121,7 @@ def test_its_hash_stays_when_the_meaning_does(document: dict[str, Any]) -> None:
         (changed("services", "s", "features", to=["nowhere.x"]), "'nowhere.x'"),
         (changed("services", "s", "features", to=["request.z"]), "'request.z'"),
         (changed("services", "s", "features", to=[""]), "''"),
-        (changed("transforms", "inner", "inputs", to=[["a", "outer"]]), "inner -> outer -> inner"),
+        (changed("transforms", "inner", "inputs", to=[["a", "outer"]]), "outer -> inner -> outer"),
         (changed("transforms", "inner", "inputs", to=[["a", "inner"]]), "inner -> inner"),
         (changed("transforms", "inner", "inputs", to=[["a", "user"]]), "reads text: 'user'"),
     ],
