@@ -160,6 +160,9 @@ def _write(txn: WriteTransaction, rows: Sequence[_Row]) -> tuple[list[LabelChang
         stored = txn.get(Table.LABELS, row.key)
         current = None if stored is None else Label.decode(stored)
         if current is not None and (time_us < current.time_us or row.label == current.label):
+            if time_us > current.time_us:  # confirmed: an older revision must not win any more
+                confirmed = Label(current.label, time_us, current.revisions)
+                txn.put(Table.LABELS, row.key, confirmed.encode())
             stale += 1
             continue
         revisions = 0 if current is None else current.revisions + 1

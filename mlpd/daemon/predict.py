@@ -13,7 +13,8 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from numpy.typing import NDArray
 
-from mlpd.core.errors import InternalError, TooLargeError, ValidationError
+from mlpd.core.columns import Column
+from mlpd.core.errors import ConflictError, InternalError, TooLargeError, ValidationError
 from mlpd.core.names import TimeUs
 from mlpd.core.vector import PlacedVectorizer, Vectorizer
 from mlpd.daemon.experiments import Experiments
@@ -105,11 +106,14 @@ class Predict:
         """
         live = self._routes.served(route)
         self._check(rows, include)
+        self._refuse_other_features(live)
         if not rows:
             return _answer(live, [], 0, 0)
+        given = given_columns(live.closure, rows)
+        rows = _typed_rows(given)
         read = self._read.read(
             live.closure,
-            given_columns(live.closure, rows),
+            given,
             at_us=at_us,
             min_sequence=min_sequence,
         )
@@ -146,6 +150,16 @@ class Predict:
                     code="unknown_include",
                     hint=f"Known: {', '.join(INCLUDES)}.",
                 )
+
+    def _refuse_other_features(self, live: ServedRoute) -> None:
+        """A model reads the features that it was trained on, or none: an apply may have come."""
+        if self._read.closure(live.spec.service).hash != live.closure.hash:
+            raise ConflictError(
+                f"the definitions of service {live.spec.service!r} have changed since the models "
+                f"of route {live.spec.name!r} were trained",
+                code="service_mismatch",
+                hint="Train them again on the present definitions, or apply the former ones.",
+            )
 
     def _draw(self, live: ServedRoute, row: Mapping[str, Any], forced: str | None) -> _Draw:
         spec = live.spec
@@ -236,6 +250,12 @@ def vectorizer_of(model: ServedModel) -> Vectorizer:
     if vectorizer is None:
         raise InternalError(f"model {model.package.reference} takes no features")
     return vectorizer
+
+
+def _typed_rows(given: Mapping[str, Column]) -> list[dict[str, Any]]:
+    """Return rows of checked values: what is logged must be what the features were read with."""
+    lists = {name: column.to_list() for name, column in given.items()}
+    return [dict(zip(lists, values, strict=True)) for values in zip(*lists.values(), strict=True)]
 
 
 def _experiment_draw(

@@ -219,6 +219,8 @@ class Runs:
             _log.error("run %s failed", run.run_id, exc_info=error)
             error = MlpdError(repr(error), code="internal")
         _log.warning("run %s failed: %s", run.run_id, error.message)
+        if error.code == "child_died":  # killed, not refused: worth another attempt
+            return run.recover(now_us)
         return run.move(RunState.FAILED, finished_us=now_us, error=error.to_dict())
 
     async def _execute(self, run: Run) -> dict[str, Any]:
