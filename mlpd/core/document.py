@@ -4,6 +4,7 @@ The document is what `mlpd apply` sends and the daemon stores: plain JSON, by ki
 docs/formats/definitions.md describes it.  Unknown kinds and fields are errors.
 """
 
+import json
 from collections.abc import Callable, Iterator, Mapping
 from math import isfinite
 from typing import Any, TypeVar
@@ -48,6 +49,7 @@ def parse_document(document: object) -> Definitions:
 
     Raises DefinitionError naming kind, object and field of the first thing wrong.
     """
+    _check_encodable(document)
     body = _Fields(document, "the definitions document")
     if body.take("format", DOCUMENT_FORMAT) != DOCUMENT_FORMAT:
         raise body.error(f"format must be {DOCUMENT_FORMAT}", hint="Upgrade mlpd on this side.")
@@ -68,6 +70,16 @@ def parse_document(document: object) -> Definitions:
         build_closure(found, alone, what=f"transform {transform!r}")
     jobs = _each(parts["jobs"], "job", lambda f, n: _job(f, n, found))
     return Definitions(entities, sources, views, transforms, services, jobs)
+
+
+def _check_encodable(document: object) -> None:
+    """Refuse lone surrogates, which JSON can carry and nothing behind could store."""
+    try:
+        json.dumps(document, ensure_ascii=False, default=repr, skipkeys=True).encode()
+    except UnicodeEncodeError as error:
+        raise DefinitionError(f"the definitions document holds text that isn't: {error}") from None
+    except (ValueError, RecursionError) as error:
+        raise DefinitionError(f"the definitions document can't be read: {error}") from None
 
 
 class _Fields:
