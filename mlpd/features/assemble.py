@@ -51,14 +51,19 @@ class WindowPart(ViewPart):
 
 
 class EntityParts:
-    """The views that are read by the key of one entity; `view_ids` of `latest`, then `windows`."""
+    """The views that are read by the key of one entity; `view_ids` of `latest`, then `windows`.
+
+    The last `split` views are those of which older tiles are read, too.
+    """
 
     def __init__(
         self, entity: EntitySpec, latest: Sequence[LatestPart], windows: Sequence[WindowPart]
     ) -> None:
         self.entity = entity
         self.latest = [part for part in latest if part.view.entity.name == entity.name]
-        self.windows = [part for part in windows if part.view.entity.name == entity.name]
+        mine = [part for part in windows if part.view.entity.name == entity.name]
+        self.windows = sorted(mine, key=lambda part: part.query.needs_older)
+        self.split = sum(part.query.needs_older for part in self.windows)
         self.view_ids = [part.view.view_id for part in (*self.latest, *self.windows)]
 
 

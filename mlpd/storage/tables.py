@@ -11,13 +11,14 @@ from mlpd.core.time import MIN_TIME_US
 class Table(StrEnum):
     """A named LMDB database; docs/formats/lmdb.md tells who owns its keys.
 
-    Keys of ONLINE, EVENT_IDS, PREDICTIONS, LABELS and UNITS begin with the u16be slot.
+    Keys of ONLINE, TILES, EVENT_IDS, PREDICTIONS, LABELS and UNITS begin with the u16be slot.
     """
 
     META = "meta"
     LOG = "log"
     SEGMENTS = "segments"
     ONLINE = "online"
+    TILES = "tiles"
     DEFINITIONS = "definitions"
     EVENT_IDS = "event_ids"
     IDEMPOTENCY = "idempotency"

@@ -37,7 +37,6 @@ from mlpd.features.stamps import Stamps
 from mlpd.features.status import Status
 from mlpd.features.windows import KERNELS
 from mlpd.storage.environment import Environment
-from mlpd.storage.tables import Table
 from mlpd.storage.transactions import WriteTransaction
 from mlpd.storage.writer import Writer
 
@@ -140,7 +139,7 @@ class Store:
                 self.catalog,
                 self.closure,
                 given,
-                lambda keys: snapshot.get_many(Table.ONLINE, keys),
+                snapshot.get_many,
                 NOW_US,
             )
 
