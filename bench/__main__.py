@@ -1,27 +1,53 @@
-"""`python -m bench` lists the scenarios, `python -m bench NAME` runs one and prints JSON."""
+"""Benchmarks: `python -m bench` lists the scenarios, `python -m bench NAME` runs one.
+
+`all` runs every one.  Prints one JSON object for each.
+"""
 
 import argparse
 import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
 
-from bench.load import machine
+from bench.options import PEERS, Options, SkippedError
 from bench.scenarios import SCENARIOS
+from bench.turns import machine
 
 
-def main() -> None:
-    """Read the command line, run, print."""
-    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("scenario", nargs="?", choices=sorted(SCENARIOS))
-    parser.add_argument("--seconds", type=float, default=3.0, help="length of a round")
-    parser.add_argument("--rounds", type=int, default=5, help="rounds of each side, in turns")
-    options = parser.parse_args()
+def main() -> int:
+    """Read the command line, run, print; returns the exit status."""
+    options = _parser().parse_args()
     if options.scenario is None:
         for name, scenario in SCENARIOS.items():
             print(f"{name:10} {(scenario.__doc__ or '').splitlines()[0]}")
-        return
-    before = machine()
-    figures = SCENARIOS[options.scenario](options.seconds, options.rounds)
-    print(json.dumps({"scenario": options.scenario, "machine": before, "figures": figures}))
+        return 0
+    names = list(SCENARIOS) if options.scenario == "all" else [options.scenario]
+    settings = Options(options.seconds, options.rounds, options.rows, options.peers)
+    return max(_run(name, settings) for name in names)
+
+
+def _run(name: str, options: Options) -> int:
+    before = machine(Path(tempfile.gettempdir()))
+    try:
+        cases = SCENARIOS[name](options)
+    except SkippedError as reason:
+        print(f"{name}: skipped: {reason}", file=sys.stderr)
+        return 0
+    found: dict[str, Any] = {"scenario": name, "machine": before, "cases": cases}
+    print(json.dumps(found), flush=True)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser.add_argument("scenario", nargs="?", choices=[*SCENARIOS, "all"])
+    parser.add_argument("--seconds", type=float, default=3.0, help="length of a round")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds of each side, in turns")
+    parser.add_argument("--rows", type=int, default=1_000_000, help="of the join's two sides")
+    parser.add_argument("--peers", type=Path, default=PEERS, help="where peers are installed")
+    return parser
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
