@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from bench.join import join
 from bench.options import Options
 from bench.serving import ingest, predict, read
 from bench.turns import Case
@@ -10,4 +11,5 @@ SCENARIOS: dict[str, Callable[[Options], dict[str, Case]]] = {
     "read": read,
     "predict": predict,
     "ingest": ingest,
+    "join": join,
 }
