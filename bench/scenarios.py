@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from bench.drift import drift
 from bench.join import join
 from bench.options import Options
 from bench.serving import ingest, predict, read
@@ -12,4 +13,5 @@ SCENARIOS: dict[str, Callable[[Options], dict[str, Case]]] = {
     "predict": predict,
     "ingest": ingest,
     "join": join,
+    "drift": drift,
 }
