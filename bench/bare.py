@@ -8,9 +8,10 @@ The port (a free one) is the first line of stdout.
 """
 
 import itertools
+import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -114,10 +115,13 @@ async def alive(_: web.Request) -> web.Response:
 
 
 @contextmanager
-def bare(kind: str, argument: Path) -> Iterator[tuple[str, int]]:
+def bare(
+    kind: str, argument: Path, environment: Mapping[str, str] | None = None
+) -> Iterator[tuple[str, int]]:
     """Run a bare server; yield its URL and process id."""
     command = [sys.executable, "-m", "bench.bare", kind, str(argument)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    env = {**os.environ, **(environment or {})}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env) as process:
         assert process.stdout is not None
         try:
             yield f"http://127.0.0.1:{int(process.stdout.readline())}/", process.pid

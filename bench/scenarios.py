@@ -4,8 +4,10 @@ from collections.abc import Callable
 
 from bench.drift import drift
 from bench.join import join
+from bench.loop import loop
 from bench.options import Options
 from bench.serving import ingest, predict, read
+from bench.start import start
 from bench.turns import Case
 
 SCENARIOS: dict[str, Callable[[Options], dict[str, Case]]] = {
@@ -14,4 +16,6 @@ SCENARIOS: dict[str, Callable[[Options], dict[str, Case]]] = {
     "ingest": ingest,
     "join": join,
     "drift": drift,
+    "start": start,
+    "loop": loop,
 }

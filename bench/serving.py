@@ -101,7 +101,7 @@ def ingest(options: Options) -> dict[str, Case]:
                 rounds=options.rounds,
                 rows_per_request=size,
             )
-            for side in ("ours", "floor"):
+            for side in ("ours", "against"):
                 rates = case[side]["requests_per_s"]
                 case[side]["rows_per_s"] = {name: rates[name] * size for name in rates}
             found[f"{size} rows, {writers} writers"] = case

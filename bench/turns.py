@@ -12,7 +12,7 @@ Side = Callable[[], Mapping[str, float]]
 """Runs one round; returns its figures by name, units last (`requests_per_s`, `p50_ms`)."""
 
 Case = dict[str, Any]
-"""`measure`, `ratio` (of `measure`, ours over the floor's), `ours`, `floor`, and `notes`."""
+"""`measure`, `ratio` (of `measure`, ours over the other's), `ours`, `against`, and `notes`."""
 
 PACKAGES = ("aiohttp", "lmdb", "lightgbm", "msgpack", "numba", "numpy", "onnxruntime", "polars")
 
@@ -38,7 +38,7 @@ def in_turns(ours: Side, floor: Side, *, rounds: int, measure: str, **notes: Any
         "measure": measure,
         "ratio": {"median": _short(median), "min": _short(ratios[0]), "max": _short(ratios[-1])},
         "ours": spreads(a),
-        "floor": spreads(b),
+        "against": spreads(b),
         "rounds": rounds,
         **({"notes": notes} if notes else {}),
     }

@@ -115,12 +115,17 @@ def fill(client: Client, flights: int) -> None:
 
 def train(client: Client) -> None:
     """Train a version, make it the champion and open the route that serves it."""
-    run = client.runs.wait(client.runs.start(JOB, deploy="none")["run_id"])
-    if run["state"] != "succeeded":
-        raise MlpdError(f"the model could not be trained: {run['error']}", code="bench_failed")
+    train_version(client)
     client.models.move_alias(JOB, "champion", 1, why="bench")
     arms = [{"name": "champion", "model": f"{JOB}@champion"}]
     client.routes.put(ROUTE, {"service": SERVICE, "arms": arms})
+
+
+def train_version(client: Client) -> None:
+    """Train one more version; it is deployed nowhere."""
+    run = client.runs.wait(client.runs.start(JOB, deploy="none")["run_id"])
+    if run["state"] != "succeeded":
+        raise MlpdError(f"the model could not be trained: {run['error']}", code="bench_failed")
 
 
 def _times(event_us: "np.ndarray[Any, np.dtype[np.int64]]") -> Columns:

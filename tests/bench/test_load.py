@@ -83,7 +83,7 @@ def test_a_round_counts_answers_of_a_real_server(url: str) -> None:
 def test_a_comparison_tells_both_sides_and_their_ratio(url: str) -> None:
     target = Target(url, [msgpack.packb({"x": 1})])
     found = compare(target, target, concurrency=1, seconds=0.2, rounds=2)
-    assert found["ours"].keys() == found["floor"].keys() == {"requests_per_s", "p50_ms", "p99_ms"}
+    assert found["ours"].keys() == found["against"].keys() == {"requests_per_s", "p50_ms", "p99_ms"}
     assert 0.05 < found["ratio"]["median"] < 20.0
 
 

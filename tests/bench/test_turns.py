@@ -35,7 +35,7 @@ def test_what_has_no_floor_has_no_ratio() -> None:
     found = alone(side("ours", [2.0, 1.0], []), rounds=2, measure="ms")
     assert found["ours"]["ms"] == {"median": 1.5, "min": 1.0, "max": 2.0}
     assert "ratio" not in found
-    assert "floor" not in found
+    assert "against" not in found
 
 
 def test_spread_is_median_least_and_greatest() -> None:
