@@ -1,6 +1,7 @@
 """Benchmarks: `python -m bench` lists the scenarios, `python -m bench NAME` runs one.
 
-`all` runs every one.  Prints one JSON object for each.
+`all` runs every one.  Prints one JSON object for each.  `python -m bench peers install NAME` makes
+a peer's environment in the folder that --peers names.
 """
 
 import argparse
@@ -11,12 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from bench.options import PEERS, Options, SkippedError
+from bench.peers import NAMES, install
 from bench.scenarios import SCENARIOS
 from bench.turns import machine
 
 
 def main() -> int:
     """Read the command line, run, print; returns the exit status."""
+    if sys.argv[1:2] == ["peers"]:
+        options = _peers_parser().parse_args(sys.argv[2:])
+        install(options.name, options.peers)
+        return 0
     options = _parser().parse_args()
     if options.scenario is None:
         for name, scenario in SCENARIOS.items():
@@ -37,6 +43,14 @@ def _run(name: str, options: Options) -> int:
     found: dict[str, Any] = {"scenario": name, "machine": before, "cases": cases}
     print(json.dumps(found), flush=True)
     return 0
+
+
+def _peers_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m bench peers")
+    parser.add_argument("verb", choices=["install"])
+    parser.add_argument("name", choices=NAMES)
+    parser.add_argument("--peers", type=Path, default=PEERS, help="where peers are installed")
+    return parser
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from bench.drift import drift
+from bench.feast import feast
 from bench.join import join
 from bench.loop import loop
 from bench.options import Options
@@ -18,4 +19,5 @@ SCENARIOS: dict[str, Callable[[Options], dict[str, Case]]] = {
     "drift": drift,
     "start": start,
     "loop": loop,
+    "feast": feast,
 }
