@@ -1,7 +1,7 @@
 """The floors over HTTP: aiohttp handlers that do the I/O that ours must do, and nothing else.
 
     python -m bench.bare read LMDB_DIRECTORY      the same LMDB gets, and as many values answered
-    python -m bench.bare predict MODEL_ONNX       one vector as JSON through the same session
+    python -m bench.bare predict MODEL_ONNX       vectors as JSON through the same session
     python -m bench.bare ingest DIRECTORY         the body's bytes into LMDB, same group commit
 
 The port (a free one) is the first line of stdout.
@@ -74,15 +74,15 @@ def _read_plan(environment: Environment) -> tuple[int, list[tuple[str, list[int]
 
 
 def predict_handler(model: Path) -> Any:
-    """Return a handler that runs one vector through the session that ours would make."""
+    """Return a handler that runs vectors through the session that ours would make."""
     from mlpd.serving.graphs import build_inference  # noqa: PLC0415 - only this server's
 
     session = build_inference(model.read_bytes(), "the model")
 
     async def predict(request: web.Request) -> web.Response:
-        vector = np.array((await request.json())["vector"], np.float64).reshape(1, -1)
-        raw = session.run(["raw_score"], {"features": vector})[0]
-        return web.json_response({"score": float(raw[0, 0])})
+        vectors = np.array((await request.json())["vectors"], np.float64)
+        raw = session.run(["raw_score"], {"features": vectors})[0]
+        return web.json_response({"scores": raw[:, 0].tolist()})
 
     return predict
 

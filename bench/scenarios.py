@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from bench.drift import drift
 from bench.feast import feast
+from bench.footprint import footprint
 from bench.join import join
 from bench.loop import loop
 from bench.options import Options
@@ -19,5 +20,6 @@ SCENARIOS: dict[str, Callable[[Options], dict[str, Case]]] = {
     "drift": drift,
     "start": start,
     "loop": loop,
+    "footprint": footprint,
     "feast": feast,
 }

@@ -19,8 +19,10 @@ FLIGHTS = 60_000
 VECTORS = 1_000
 JSON = "application/json"
 DATA = "data"
-INGEST_SIZES = ((1, 64), (100, 64), (10_000, 1))
+INGEST_SIZES = ((1, 64), (100, 64), (1_000, 4), (10_000, 1))
 """Rows to a request, and writers."""
+PREDICT_SIZES = ((1, 1), (1, 16), (4, 16), (20, 16))
+"""Rows to a request, and requests at once."""
 
 
 def read(options: Options) -> dict[str, Case]:
@@ -30,7 +32,7 @@ def read(options: Options) -> dict[str, Case]:
         rows = build_requests(1_000)
         with bare("read", Path(folder) / DATA / "lmdb") as (url, _):
             for entities in (1, 100):
-                parts = [rows[i : i + entities] for i in range(0, len(rows), entities)]
+                parts = _parts(rows, entities)
                 bodies = [msgpack.packb({"service": SERVICE, "entities": part}) for part in parts]
                 for concurrency in (1, 16):
                     found[f"{entities} entities, {concurrency} concurrent"] = compare(
@@ -44,9 +46,9 @@ def read(options: Options) -> dict[str, Case]:
 
 
 def predict(options: Options) -> dict[str, Case]:
-    """Predict one row, by entity key and by vector, against the bare session on the vector.
+    """Predict rows by entity key, and one by vector, against the bare session on the vectors.
 
-    By key: features looked up, prediction logged and counted.  By vector: the Open Inference
+    By key: features looked up, predictions logged and counted.  By vector: the Open Inference
     Protocol, validation, statistics and metrics on; its ratio is the overhead of the server.
     """
     found: dict[str, Case] = {}
@@ -56,29 +58,31 @@ def predict(options: Options) -> dict[str, Case]:
     ):
         rows = build_requests(VECTORS)
         vectors = read_vectors(world, rows)
-        least = [json.dumps({"vector": vector}).encode() for vector in vectors]
-        sides = {
-            "by key": (
-                f"{world.daemon.url}/v1/predict/{ROUTE}",
-                [json.dumps({"rows": [row]}).encode() for row in rows],
-            ),
-            "by vector": (
-                f"{world.daemon.url}/v2/models/{JOB}/infer",
-                [json.dumps(_tensor(vector)).encode() for vector in vectors],
-            ),
-        }
         model = next((Path(folder) / DATA / "runs").glob("*/out/model.onnx"))
         with bare("predict", model) as (url, _):
-            for kind, (ours, bodies) in sides.items():
-                for concurrency in (1, 16):
-                    found[f"{kind}, {concurrency} concurrent"] = compare(
-                        Target(ours, bodies, JSON),
-                        Target(url, least, JSON),
-                        concurrency=concurrency,
-                        seconds=options.seconds,
-                        rounds=options.rounds,
-                        features=len(vectors[0]),
-                    )
+
+            def measure(ours: Target, size: int, concurrency: int) -> Case:
+                least = [json.dumps({"vectors": part}).encode() for part in _parts(vectors, size)]
+                return compare(
+                    ours,
+                    Target(url, least, JSON),
+                    concurrency=concurrency,
+                    seconds=options.seconds,
+                    rounds=options.rounds,
+                    rows_per_request=size,
+                    features=len(vectors[0]),
+                )
+
+            for size, concurrency in PREDICT_SIZES:
+                bodies = [json.dumps({"rows": part}).encode() for part in _parts(rows, size)]
+                by_key = Target(f"{world.daemon.url}/v1/predict/{ROUTE}", bodies, JSON)
+                name = f"by key, {size} rows, {concurrency} concurrent"
+                found[name] = measure(by_key, size, concurrency)
+            bodies = [json.dumps(_tensor(vector)).encode() for vector in vectors]
+            by_vector = Target(f"{world.daemon.url}/v2/models/{JOB}/infer", bodies, JSON)
+            for concurrency in (1, 16):
+                name = f"by vector, 1 rows, {concurrency} concurrent"
+                found[name] = measure(by_vector, 1, concurrency)
     return found
 
 
@@ -118,7 +122,11 @@ def read_vectors(world: World, rows: list[dict[str, Any]]) -> list[list[float | 
 def departures(size: int, *, requests: int) -> list[bytes]:
     """Return bodies of `size` departures each, a minute old."""
     now_us, rows = system_clock() - 60 * SECOND_US, build_requests(size * requests)
-    return [_events(rows[i : i + size], now_us) for i in range(0, len(rows), size)]
+    return [_events(part, now_us) for part in _parts(rows, size)]
+
+
+def _parts(rows: list[Any], size: int) -> list[list[Any]]:
+    return [rows[i : i + size] for i in range(0, len(rows), size)]
 
 
 def _events(rows: list[dict[str, Any]], now_us: int) -> bytes:
