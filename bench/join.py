@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,22 +52,26 @@ def join(options: Options) -> dict[str, Case]:
     `process_s` alone.  Ours has one thread, as it has as a child of a daemon; polars has all cores.
     `windows`: count and mean over 1 h, 1 d and 7 d; its floor is prefix sums in numpy.
     """
+    return {**compare_joins("int64", options), **compare_joins("string", options)}
+
+
+def compare_joins(key: str, options: Options) -> dict[str, Case]:
+    """Return the cases of one type of key; raises RuntimeError where the two sides differ."""
     found: dict[str, Case] = {}
-    for key in ("int64", "string"):
-        with _prepared(key, options.rows) as (data, spine, folder):
-            for kind in ("latest", "windows"):
-                ours, floor = (folder / f"{kind}-{side}.arrow" for side in ("ours", "floor"))
-                run = _runner(kind, data, spine)
-                found[f"{kind}, {key} keys"] = in_turns(
-                    lambda run=run, ours=ours: run("ours", ours),  # type: ignore[misc]
-                    lambda run=run, floor=floor: run("floor", floor),  # type: ignore[misc]
-                    rounds=options.rounds,
-                    measure="s",
-                    spine_rows=options.rows,
-                    event_rows=options.rows,
-                    entities=ENTITIES,
-                )
-                check_equal(ours, floor)
+    with _prepared(key, options.rows) as (data, spine, folder):
+        for kind in ("latest", "windows"):
+            ours, floor = (folder / f"{kind}-{side}.arrow" for side in ("ours", "floor"))
+            run = _runner(kind, data, spine)
+            found[f"{kind}, {key} keys"] = in_turns(
+                partial(run, "ours", ours),
+                partial(run, "floor", floor),
+                rounds=options.rounds,
+                measure="s",
+                spine_rows=options.rows,
+                event_rows=options.rows,
+                entities=ENTITIES,
+            )
+            check_equal(ours, floor)
     return found
 
 
