@@ -1,5 +1,6 @@
 """Scenario footprint: the bytes that things take on disk, in memory and on the wire."""
 
+import contextlib
 import json
 import os
 import socket
@@ -18,14 +19,14 @@ from bench.daemon import Served, memory_mb, serve
 from bench.load import Target
 from bench.options import Options
 from bench.turns import Case, alone
-from bench.world import JOB, ROUTE, build_events, build_requests, train
+from bench.world import JOB, ROUTE, build_events, build_requests, fill, train
 from mlpd.cli.definitions import conf_folder, load_folder
 from mlpd.client import Client
 from mlpd.core.time import system_clock
 from mlpd.storage.environment import Environment
 from mlpd.storage.tables import Table
 
-FLIGHTS, PREDICTIONS, BATCH = 60_000, 4_000, 20_000
+FLIGHTS, MORE_FLIGHTS, PREDICTIONS, BATCH = 60_000, 200_000, 4_000, 20_000
 DEADLINE_S = 120.0
 _POLL_S = 0.05
 JSON = "application/json"
@@ -47,13 +48,21 @@ def footprint(options: Options) -> Cases:
             client.apply(load_folder(conf_folder()))
             entities = _measure_events(found, data, client)
             _measure_online(found, data, client, entities)
-            with _watched_children(daemon.pid) as peaks:
+            with _watched_training(daemon.pid) as peaks:
                 train(client)
             _put(found, "training run", rows=FLIGHTS, peak_mb=max(peaks.values()))
             _measure_predictions(found, data, daemon, client)
             _put(found, "daemon, one route", resident_mb=memory_mb(daemon.pid))
         _put(found, "model version", bytes=_tree_bytes(data / "registry"))
         _measure_segments(found, data)
+        with (
+            serve(Path(name) / "more") as daemon,
+            Client(daemon.url, timeout_s=300.0) as client,
+            _watched_training(daemon.pid) as peaks,
+        ):
+            fill(client, MORE_FLIGHTS)
+            train(client)
+            _put(found, "training run, more rows", rows=MORE_FLIGHTS, peak_mb=max(peaks.values()))
     return found
 
 
@@ -149,18 +158,16 @@ def _measure_segments(found: Cases, data: Path) -> None:
 
 
 @contextmanager
-def _watched_children(pid: int) -> Iterator[dict[int, float]]:
-    """Yield what becomes the peak memory of each child of a process, while the block runs."""
+def _watched_training(pid: int) -> Iterator[dict[int, float]]:
+    """Yield what becomes the peak memory of each training child of a daemon in the block."""
     peaks: dict[int, float] = {}
     done = threading.Event()
 
     def watch() -> None:
         while not done.wait(_POLL_S):
-            for child in _children(pid):
-                try:
+            with contextlib.suppress(OSError, ValueError):  # one that has ended
+                for child in _training_children(pid):
                     peaks[child] = memory_mb(child, peak=True)
-                except (OSError, ValueError):
-                    continue  # it has ended
 
     thread = threading.Thread(target=watch)
     thread.start()
@@ -171,9 +178,10 @@ def _watched_children(pid: int) -> Iterator[dict[int, float]]:
         thread.join()
 
 
-def _children(pid: int) -> list[int]:
+def _training_children(pid: int) -> list[int]:
     tasks = Path(f"/proc/{pid}/task").iterdir()
-    return [int(child) for task in tasks for child in (task / "children").read_text().split()]
+    children = [child for task in tasks for child in (task / "children").read_text().split()]
+    return [int(c) for c in children if b"\0train\0" in Path(f"/proc/{c}/cmdline").read_bytes()]
 
 
 def _put(found: Cases, name: str, **figures: float) -> None:
