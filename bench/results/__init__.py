@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from bench.results import capacity
 from bench.results.table import machines, overview
 
 FOLDER = Path(__file__).parent
@@ -19,8 +20,17 @@ ROOT = FOLDER.parents[1]
 Results = Mapping[str, Mapping[str, Any]]
 """What was saved, by scenario."""
 
-PARTS: dict[str, Callable[[Results], str]] = {"overview": overview, "machines": machines}
-PAGES = (FOLDER / "README.md",)
+PARTS: dict[str, Callable[[Results], str]] = {
+    "overview": overview,
+    "machines": machines,
+    "rates": capacity.rates,
+    "bytes": capacity.bytes_table,
+    "formulas": capacity.formulas,
+    "memory": capacity.memory,
+    "flights": capacity.flights,
+    "shop": capacity.shop,
+}
+PAGES = (FOLDER / "README.md", ROOT / "mlpd" / "docs" / "capacity.md")
 
 _PART = re.compile(r"(<!-- bench: (\w+) -->\n).*?(<!-- bench: end -->)", re.DOTALL)
 
