@@ -111,13 +111,10 @@ class DefinitionsVerb:
         ConflictError(code="definitions_changed").  Compiles in a child process; serving goes on.
         """
         async with self._lock:
+            self._state.follow(self._environment)
             current = self._state.catalog
             if expected_version not in (None, current.version):
-                raise ConflictError(
-                    f"the definitions are at version {current.version}, not {expected_version}",
-                    code="definitions_changed",
-                    hint="Plan again and look at the difference.",
-                )
+                raise _definitions_changed(current.version, expected_version)
             plan = await asyncio.to_thread(self.plan, document)
             if plan.empty:
                 return plan
@@ -149,21 +146,19 @@ class DefinitionsVerb:
         for source in sorted({plan.view.source for plan in plans}):
             views = [plan for plan in plans if plan.view.source == source]
             await self._replay(catalog, source, views, through)
-        previous = self._state.catalog
 
         def swap(txn: WriteTransaction) -> None:
+            found = self._state.catalog_in(txn).version
+            if found != catalog.version - 1:  # one whose caller gave up was still written
+                raise _definitions_changed(found, catalog.version - 1)
             for view in plans:
                 for block in _log_tail(txn, catalog, view.view.source, through):
                     _apply(txn, [view], block)
             _append_definitions(txn, catalog)
             self._state.store(txn, catalog)
-            self._state.catalog = catalog
 
-        try:
-            await self._writer.write(swap)
-        except BaseException:
-            self._state.catalog = previous
-            raise
+        await self._writer.write(swap)
+        self._state.follow(self._environment)
 
     async def _replay(
         self, catalog: Catalog, source: str, views: Sequence[ViewPlan], through: int
@@ -237,6 +232,14 @@ def _check_column_types(old: Mapping[str, SourceSpec], new: Mapping[str, SourceS
                     code="column_type",
                     hint="Add a column with another name; drop the old one when it is unused.",
                 )
+
+
+def _definitions_changed(found: int, expected: int | None) -> ConflictError:
+    return ConflictError(
+        f"the definitions are at version {found}, not {expected}",
+        code="definitions_changed",
+        hint="Plan again and look at the difference.",
+    )
 
 
 def _diff(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, dict[str, list[str]]]:

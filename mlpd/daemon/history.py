@@ -51,8 +51,9 @@ class History:
         self._check(spine, service, features, request or {}, mode)
         with self._environment.snapshot() as snapshot:
             through = snapshot.sequence
+            catalog = self._state.read_catalog(snapshot)
         message = {
-            **offline_request(self._paths, self._state.catalog, through),
+            **offline_request(self._paths, catalog, through),
             "spine": await asyncio.to_thread(encode_columns, spine),
             "service": service,
             "features": list(features),

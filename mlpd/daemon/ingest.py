@@ -101,7 +101,7 @@ class Ingest:
         return Ingested(accepted, txn.sequence, rejected, clamped, txn.known_us)
 
     def _write_batch(self, txn: WriteTransaction, batch: Batch) -> int:
-        catalog = self._state.catalog
+        catalog = self._state.catalog_in(txn)
         if catalog.definitions.sources.get(batch.source.name) != batch.source:
             raise ConflictError(
                 f"the definition of source {batch.source.name!r} changed while events arrived",

@@ -59,10 +59,11 @@ class Read:
 
         `at_us` moves the moment for replays: it must not lie before the newest known_time.
         `min_sequence`: what the caller has seen acknowledged; a read that can't see it raises.
+        ConflictError(code="definitions_changed"): an apply gave `closure` another meaning.
         Runs on the loop: microseconds per view and entity.
         """
-        catalog = self._state.catalog
         with self._environment.read_at() as (snapshot, t_us):
+            catalog = self._state.read_catalog(snapshot)
             if snapshot.sequence < min_sequence:
                 raise UnavailableError(
                     f"sequence {min_sequence} isn't here yet; the newest is {snapshot.sequence}",

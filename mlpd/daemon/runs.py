@@ -229,8 +229,9 @@ class Runs:
         await asyncio.to_thread(partial(out.mkdir, parents=True, exist_ok=True))
         with self._environment.snapshot() as snapshot:
             through = snapshot.sequence
+            catalog = self._state.read_catalog(snapshot)
         request = {
-            **offline_request(self._paths, self._state.catalog, through),
+            **offline_request(self._paths, catalog, through),
             "job": run.job,
             "run_id": run.run_id,
             "as_of_us": int(self._clock()),

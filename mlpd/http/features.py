@@ -7,7 +7,7 @@ from typing import Any
 from aiohttp import web
 
 from mlpd.core.columns import Columns, DType
-from mlpd.core.errors import ValidationError
+from mlpd.core.errors import ConflictError, ValidationError
 from mlpd.core.specs import Closure
 from mlpd.daemon.app import Daemon
 from mlpd.daemon.history import MODES
@@ -82,11 +82,10 @@ class FeatureHandlers:
     async def read(self, request: web.Request) -> web.Response:
         """Return the features of entities as of now, all from one snapshot of the store."""
         fields = await read_fields(request, READ)
-        closure = self._closure(fields)
         if len(fields["entities"]) > OFF_LOOP_ROWS:
-            result = await asyncio.to_thread(self._read, closure, fields)
+            result = await asyncio.to_thread(self._read, fields)
         else:
-            result = self._read(closure, fields)
+            result = self._read(fields)
         return await respond(request, _answer(result))
 
     async def history(self, request: web.Request) -> web.Response:
@@ -121,7 +120,17 @@ class FeatureHandlers:
         fields = HISTORY.read(decode(body, content_type))
         return fields, read_spine(self._closure(fields), fields["entities"])
 
-    def _read(self, closure: Closure, fields: Mapping[str, Any]) -> ReadResult:
+    def _read(self, fields: Mapping[str, Any]) -> ReadResult:
+        """Read by the definitions that run; once more if an apply came in between."""
+        try:
+            return self._read_once(fields)
+        except ConflictError as error:
+            if error.code != "definitions_changed":
+                raise
+            return self._read_once(fields)
+
+    def _read_once(self, fields: Mapping[str, Any]) -> ReadResult:
+        closure = self._closure(fields)
         result = self._daemon.read.read(
             closure,
             given_columns(closure, fields["entities"]),
