@@ -16,9 +16,9 @@ import numpy as np
 from mlpd.core.columns import Columns, DType, decode_columns
 from mlpd.core.convert import column_of
 from mlpd.core.document import KINDS, parse_document
-from mlpd.core.errors import ConflictError, DefinitionError
+from mlpd.core.errors import ConflictError
 from mlpd.core.hashing import canonical_json
-from mlpd.core.specs import SourceSpec
+from mlpd.daemon.column_types import Sources, check_column_types
 from mlpd.daemon.offline import offline_request
 from mlpd.daemon.process import Child
 from mlpd.daemon.scheduler import check_schedules
@@ -95,7 +95,8 @@ class DefinitionsVerb:
         wanted = parse_document(document)
         check_schedules(wanted.jobs.values())
         current = self._state.catalog
-        _check_column_types(current.definitions.sources, wanted.sources)
+        with self._environment.snapshot() as snapshot:
+            check_column_types(snapshot, current.definitions.sources, wanted.sources)
         changes = _diff(current.document, document)
         new = self._missing_views(document)
         events = self._events_by_source({view.source for view in new.values()})
@@ -141,8 +142,8 @@ class DefinitionsVerb:
     async def _backfill(self, catalog: Catalog, names: Sequence[str]) -> None:
         """Build the views `names` from the log, then swap."""
         plans = [catalog.views[name] for name in names]
-        with self._environment.snapshot() as snapshot:
-            through = snapshot.sequence
+        sources = self._state.catalog.definitions.sources, catalog.definitions.sources
+        through = await asyncio.to_thread(self._check_stored, *sources)
         for source in sorted({plan.view.source for plan in plans}):
             views = [plan for plan in plans if plan.view.source == source]
             await self._replay(catalog, source, views, through)
@@ -151,6 +152,7 @@ class DefinitionsVerb:
             found = self._state.catalog_in(txn).version
             if found != catalog.version - 1:  # one whose caller gave up was still written
                 raise _definitions_changed(found, catalog.version - 1)
+            check_column_types(txn, *sources, after=through)
             for view in plans:
                 for block in _log_tail(txn, catalog, view.view.source, through):
                     _apply(txn, [view], block)
@@ -159,6 +161,12 @@ class DefinitionsVerb:
 
         await self._writer.write(swap)
         self._state.follow(self._environment)
+
+    def _check_stored(self, old: Sources, new: Sources) -> int:
+        """Return the newest sequence, up to which the events agree with the types in `new`."""
+        with self._environment.snapshot() as snapshot:
+            check_column_types(snapshot, old, new)
+            return snapshot.sequence
 
     async def _replay(
         self, catalog: Catalog, source: str, views: Sequence[ViewPlan], through: int
@@ -218,20 +226,6 @@ def _append_definitions(txn: WriteTransaction, catalog: Catalog) -> None:
         columns={"document": column_of(DType.STRING, [text])},
         event_us=np.array([txn.known_us], np.int64),
     )
-
-
-def _check_column_types(old: Mapping[str, SourceSpec], new: Mapping[str, SourceSpec]) -> None:
-    """A column keeps its type for ever: the events that have it are in the log."""
-    for name, source in new.items():
-        before = old[name].schema if name in old else {}
-        for column, dtype in source.schema.items():
-            if before.get(column, dtype) is not dtype:
-                raise DefinitionError(
-                    f"source {name!r}: column {column!r} is {before[column]} in its events "
-                    f"and can't become {dtype}",
-                    code="column_type",
-                    hint="Add a column with another name; drop the old one when it is unused.",
-                )
 
 
 def _definitions_changed(found: int, expected: int | None) -> ConflictError:
