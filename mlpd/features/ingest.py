@@ -41,6 +41,7 @@ class Batch:
 
     `event_us`: int64 [n].  `known_us`: int64 [n], or None for "at arrival".  `rejected`: one
     `{"index", "code", "message", "hint"}` per refused row; indexes are those of the request.
+    `clamped`: rows whose event time lay after their `known_us` and was set to it.
     """
 
     source: SourceSpec
@@ -48,6 +49,7 @@ class Batch:
     event_us: NDArray[np.int64]
     known_us: NDArray[np.int64] | None
     rejected: list[dict[str, Any]] = field(default_factory=list)
+    clamped: int = 0
 
     @property
     def rows(self) -> int:
@@ -254,9 +256,11 @@ def _convert(
     converted = {
         name: _column(dtype, name, columns, index) for name, dtype in source.schema.items()
     }
+    clamped = 0
     if known_us is not None:
+        clamped = int((event_us > known_us).sum())
         event_us = _clamp(event_us, known_us, converted)
-    return Batch(source, converted, event_us, known_us, rejected)
+    return Batch(source, converted, event_us, known_us, rejected, clamped)
 
 
 def _known_times(
