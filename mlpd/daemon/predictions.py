@@ -33,7 +33,7 @@ class Prediction:
 
     `t_us` and `sequence`: the moment and the last event that its features saw.  `vector`: float64
     [F], as the model got it.  `given`: key columns and request fields by name.  `arm`, `unit`,
-    `propensity`: how it was assigned; `phase`: of the experiment, 0 without one.
+    `propensity`: how it was assigned; `phase`: index of the experiment's, 0 without one.
     """
 
     prediction_id: str

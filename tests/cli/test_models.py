@@ -166,7 +166,12 @@ def test_an_experiment_is_created_shown_and_reweighted(mlpd: Mlpd) -> None:
     changed = read(mlpd, "experiments", "weights", "try", "treatment=3")
     assert changed["spec"]["arms"] == {"control": 1.0, "treatment": 3.0}
     assert len(changed["phases"]) == 2
-    assert "Phase 2" in mlpd("experiments", "show", "try").stdout
+    assert [phase["phase"] for phase in changed["phases"]] == [1, 2]
+    assert [phase["phase"] for phase in changed["result"]["phases"]] == [1, 2]
+    shown = mlpd("experiments", "show", "try").stdout
+    assert "Phase 2, since" in shown
+    assert "in phase 2, control has 0 of 100 units" in shown
+    assert "hase 0" not in shown
     assert "try" in mlpd("experiments", "list").stdout
     wrong = mlpd("experiments", "weights", "try", "teatment=3")
     assert "has no arm 'teatment'; it has control, treatment" in wrong.stderr
