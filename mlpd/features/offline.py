@@ -53,9 +53,19 @@ LoadEvents = Callable[[str, tuple[str, ...]], Events]
 
 
 def join_history(
-    catalog: Catalog, closure: Closure, spine: Spine, load: LoadEvents, *, mode: Mode
+    catalog: Catalog,
+    closure: Closure,
+    spine: Spine,
+    load: LoadEvents,
+    *,
+    mode: Mode,
+    keep_stale: bool = False,
 ) -> FeatureFrame:
-    """Return the features of every spine row.  Time O((m + n) log(m + n)) per view."""
+    """Return the features of every spine row.
+
+    `keep_stale`: values older than their ttl stay, with the status STALE.
+    Time O((m + n) log(m + n)) per view.
+    """
     layout = catalog.layout(closure)
     block = layout.begin(spine.given)
     event_us: dict[str, NDArray[np.int64]] = {}
@@ -66,7 +76,7 @@ def join_history(
             if isinstance(part, LatestPart):
                 rows = _latest_rows(codes, events.stamps, spine, mode)
                 times = event_us[part.view.view.name] = _at(events.stamps.event_us, rows)
-                _take_latest(part, events, rows, spine.t_us - times, block)
+                _take_latest(part, events, rows, spine.t_us - times, block, keep_stale)
             elif isinstance(part, WindowPart):
                 _join_windows(part, events, spine, codes, mode, block)
     return layout.finish(block, event_us)
@@ -117,6 +127,7 @@ def _take_latest(
     rows: NDArray[np.int64],
     age_us: NDArray[np.int64],
     block: Block,
+    keep_stale: bool,
 ) -> None:
     target = block.part(part.rows)
     for row, name in enumerate(part.features):
@@ -124,7 +135,7 @@ def _take_latest(
         if len(column) == 0:
             column = empty_column(column.dtype, 1)
         target.put(row, column.take(np.maximum(rows, 0)))
-    part.plan.settle(part.query, target, rows < 0, age_us)
+    part.plan.settle(part.query, target, rows < 0, age_us, keep_stale=keep_stale)
     block.fill_texts(part.rows, target)
 
 

@@ -11,7 +11,8 @@ from mlpd.core.errors import ConflictError, ValidationError
 from mlpd.core.specs import Closure
 from mlpd.daemon.app import Daemon
 from mlpd.daemon.history import MODES
-from mlpd.daemon.read import ReadResult, apply_on_stale, given_columns
+from mlpd.daemon.read import ReadResult, given_columns
+from mlpd.features.on_stale import ON_STALE
 from mlpd.http.frames import choose_frame_format, encode_frame, read_arrow_spine, read_spine
 from mlpd.http.shapes import Field, Shape
 from mlpd.http.wire import ARROW, decode, read_body, read_fields, respond
@@ -19,6 +20,11 @@ from mlpd.http.wire import ARROW, decode, read_body, read_fields, respond
 OFF_LOOP_ROWS = 128
 """Reads of more rows run in a thread: a row takes 3 us with two views, and each view adds 1 us."""
 
+STALE = Field(
+    "text",
+    "What a value older than its ttl becomes: null or its default, itself, or a 409.",
+    choices=ON_STALE,
+)
 SERVICE = {
     "service": Field("text", "Feature service to read."),
     "features": Field("texts", "Or single features: view.feature, transform or key column."),
@@ -32,9 +38,7 @@ READ = Shape(
         ),
         "at": Field("time", "Moment to read at, for replays; not before what is known."),
         "min_sequence": Field("integer", "Answer only from a state that holds this sequence."),
-        "on_stale": Field(
-            "text", "What a value older than its ttl becomes.", choices=("null", "error")
-        ),
+        "on_stale": STALE,
     }
 )
 FEATURES = Shape(
@@ -56,6 +60,7 @@ JOIN = {
         choices=MODES,
     ),
     "statuses": Field("flag", "Whether to add a column NAME__status per feature."),
+    "on_stale": STALE,
 }
 HISTORY = Shape(
     {
@@ -108,6 +113,7 @@ class FeatureHandlers:
             request=_types(fields),
             mode=fields["mode"] or "as_known",
             statuses=bool(fields["statuses"]),
+            on_stale=fields["on_stale"] or "null",
         )
         answer = await asyncio.to_thread(encode_frame, joined, kind)
         return web.Response(body=answer, content_type=kind)
@@ -131,14 +137,13 @@ class FeatureHandlers:
 
     def _read_once(self, fields: Mapping[str, Any]) -> ReadResult:
         closure = self._closure(fields)
-        result = self._daemon.read.read(
+        return self._daemon.read.read(
             closure,
             given_columns(closure, fields["entities"]),
             at_us=fields["at"],
             min_sequence=fields["min_sequence"] or 0,
+            on_stale=fields["on_stale"] or "null",
         )
-        apply_on_stale(result.frame, fields["on_stale"] or "null")
-        return result
 
     def _closure(self, fields: Mapping[str, Any]) -> Closure:
         service, features = fields["service"], fields["features"]
