@@ -21,6 +21,7 @@ from mlpd.daemon.outcomes import Outcomes
 from mlpd.daemon.predict import Predict
 from mlpd.daemon.predictions import PredictionIds, PredictionLog
 from mlpd.daemon.read import Read
+from mlpd.daemon.read_pool import ReadPool
 from mlpd.daemon.routes import Routes, Versions
 from mlpd.daemon.runs import Runs
 from mlpd.daemon.scheduler import JobScheduler
@@ -128,9 +129,11 @@ class Daemon:
             self.config.monitoring.series_max,
         )
         self.read = Read(self.environment, self.state)
+        self.read_pool = ReadPool()
         self.predict = Predict(
             self.routes,
             self.read,
+            self.read_pool,
             self.experiments,
             self.predictions,
             self.shadows,
@@ -213,6 +216,7 @@ class Daemon:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.runs.stop()
+        await asyncio.to_thread(self.read_pool.close)
         await self.batcher.close()
         await self.monitor.stop()
         self.predictions.flush()

@@ -103,6 +103,14 @@ def test_an_experiment_is_made_served_and_read(edge: Any) -> None:
         answer = client.predict("coloured", [{"user": str(i), "age": 1.0} for i in range(50)])
         served = {p["arm"] for p in answer["predictions"]}
         assert served == {"control", "treatment"}
+        rows = [{"user": str(i), "age": float(i % 7)} for i in range(300)]  # served in slices
+        many = client.predict("coloured", rows)["predictions"]
+        few = [
+            row
+            for start in range(0, 300, 50)
+            for row in client.predict("coloured", rows[start : start + 50])["predictions"]
+        ]
+        assert [(r["arm"], r["score"]) for r in many] == [(r["arm"], r["score"]) for r in few]
         assert len(client.experiments.get("colours")["phases"]) == 1
         changed = {**spec, "arms": {"control": 1.0, "treatment": 3.0}}
         assert len(client.experiments.put("colours", changed)["phases"]) == 2
