@@ -119,12 +119,14 @@ class DefinitionsVerb:
             plan = await asyncio.to_thread(self.plan, document)
             if plan.empty:
                 return plan
+            with self._environment.snapshot() as snapshot:
+                next_view_id = self._state.next_view_id(snapshot)
             catalog = await asyncio.to_thread(
                 self._state.build,
                 document,
                 version=current.version + 1,
                 view_ids=current.view_ids,
-                next_view_id=current.next_view_id,
+                next_view_id=next_view_id,
             )
             async with self._compactor.paused():
                 await self._backfill(catalog, list(plan.backfill))
@@ -144,6 +146,8 @@ class DefinitionsVerb:
         plans = [catalog.views[name] for name in names]
         sources = self._state.catalog.definitions.sources, catalog.definitions.sources
         through = await asyncio.to_thread(self._check_stored, *sources)
+        if plans:  # rows of an apply that fails stay: no other view may take them for its own
+            await self._writer.write(partial(self._state.reserve, catalog=catalog))
         for source in sorted({plan.view.source for plan in plans}):
             views = [plan for plan in plans if plan.view.source == source]
             await self._replay(catalog, source, views, through)

@@ -19,6 +19,9 @@ CURRENT_KEY = b"current"
 VERSION_KEY = b"running"
 """Row of the DEFINITIONS table that holds the running version alone, u32be."""
 
+RESERVED_KEY = b"reserved"
+"""Row of the DEFINITIONS table: u32be, the first view id that no building of a view has taken."""
+
 CATALOGS_KEPT = 4
 """Catalogs at hand: the one that runs, one that an apply is about to store, and former ones that
 snapshots may still show."""
@@ -91,6 +94,15 @@ class CatalogState:
         """Make `catalog` the one that is committed now."""
         with environment.snapshot() as snapshot:
             self.read_catalog(snapshot)
+
+    def next_view_id(self, snapshot: Snapshot) -> int:
+        """Return the first view id that no rows can have, also not those of a view half built."""
+        reserved = snapshot.get(_DEFINITIONS, RESERVED_KEY) or b""
+        return max(self.catalog.next_view_id, int.from_bytes(reserved, "big"))
+
+    def reserve(self, txn: WriteTransaction, catalog: Catalog) -> None:
+        """Take the view ids of `catalog` for good, before the first row under one is written."""
+        txn.put(_DEFINITIONS, RESERVED_KEY, catalog.next_view_id.to_bytes(4, "big"))
 
     def store(self, txn: WriteTransaction, catalog: Catalog) -> None:
         """Store `catalog` as the running one and keep its version in the history."""

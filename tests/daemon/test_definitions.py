@@ -121,6 +121,21 @@ async def test_an_apply_whose_commit_fails_changes_nothing(
     assert read(daemon) == {"load.count_1h": 6, "last.x": 1.0}
 
 
+async def test_a_view_that_was_half_built_is_built_anew(
+    open_daemon: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_daemon() as daemon:
+        await daemon.definitions.apply(document())
+        await send(daemon, 5)
+        async with before_commit(daemon, monkeypatch, lmdb.MapFullError("full")):
+            pass
+        async with before_commit(daemon, monkeypatch, lmdb.MapFullError("full")):
+            pass
+    async with open_daemon() as daemon:
+        await daemon.definitions.apply(document("2h"))
+        assert read(daemon) == {"load.count_2h": 5, "last.x": 1.0}
+
+
 async def test_a_snapshot_keeps_its_definitions_through_many_applies(daemon: Daemon) -> None:
     await daemon.definitions.apply(document())
     with daemon.environment.snapshot() as snapshot:
