@@ -76,6 +76,7 @@ load = WindowView(
     source=trips,
     windows=["1h"],
     aggregates=[Aggregate.count(), Aggregate.mean("fare"), Aggregate.max("stops")],
+    defaults={"fare_mean_1h": -0.5, "stops_max_1h": 2**53 + 1},
 )
 
 
@@ -296,6 +297,20 @@ def test_statuses_and_defaults_tell_null_missing_and_stale_apart(store: Store) -
     assert frame.event_us["last_here"].tolist() == [
         NOW_US - age * SECOND_US if age else 0 for age in (10, 61, 60, 0)
     ]
+
+
+def test_a_windows_default_stands_in_for_null_online_and_offline(store: Store) -> None:
+    store.ingest([ago(10, city="Rome", zone=1, fare=2.0), ago(4000, city="Rome", zone=2, fare=1.0)])
+    given = request([("r", "Rome", zone) for zone in (1, 2, 3)])
+    for frame in (store.read(given), store.join(given)):
+        assert frame.columns["load.fare_mean_1h"].to_list() == [2.0, -0.5, -0.5]
+        assert frame.statuses["load.fare_mean_1h"].tolist() == [0, 1, 1]
+        assert frame.columns["load.stops_max_1h"].to_list() == [2**53 + 1] * 3
+        assert frame.statuses["load.stops_max_1h"].tolist() == [1, 1, 1]
+        assert frame.columns["load.count_1h"].to_list() == [1, 0, 0]
+        part = frame.take(np.array([2, 0]))
+        assert part.columns["load.fare_mean_1h"].to_list() == [-0.5, 2.0]
+        assert part.statuses["load.fare_mean_1h"].tolist() == [1, 0]
 
 
 def test_stale_values_stay_where_they_are_wanted(store: Store) -> None:
