@@ -20,12 +20,14 @@ from mlpd.daemon.monitor import Monitor
 from mlpd.daemon.outcomes import Outcomes
 from mlpd.daemon.predict import Predict
 from mlpd.daemon.predictions import PredictionIds, PredictionLog
+from mlpd.daemon.publish import Publisher
 from mlpd.daemon.read import Read
 from mlpd.daemon.read_pool import ReadPool
 from mlpd.daemon.routes import Routes, Versions
 from mlpd.daemon.runs import Runs
 from mlpd.daemon.scheduler import JobScheduler
 from mlpd.daemon.state import CatalogState
+from mlpd.daemon.train import Train
 from mlpd.monitoring.performance import PerformanceTable
 from mlpd.registry.models import Registry
 from mlpd.serving.batcher import Batcher
@@ -165,15 +167,21 @@ class Daemon:
         self.definitions = DefinitionsVerb(
             self.environment, self.writer, self.state, self.compactor, self.paths
         )
+        train = Train(
+            self.environment,
+            self.state,
+            Publisher(self.registry, self.routes.refresh),
+            self.paths,
+            self.config.training,
+            self.clock,
+        )
         self.runs = Runs(
             self.environment,
             self.writer,
             self.state,
-            self.registry,
-            self.paths,
-            self.config.training,
+            train,
+            self.config.training.concurrency,
             self.clock,
-            self.routes.refresh,
         )
         self.scheduler = JobScheduler(
             self.environment, self.writer, self.state, self.runs, self.clock
