@@ -60,6 +60,8 @@ _BEFORE = TimeUs(MIN_TIME_US)
 EMPTY_HEAD = Head(Sequence(0), _BEFORE, _BEFORE, _BEFORE)
 HEAD_KEY = b"head"
 FORMAT_KEY = b"format"
+ROWS_PREFIX = b"rows/"
+"""Before the name of a source in META: how many event rows it ever had."""
 FORMAT_VERSION = 1
 """Version of the whole data directory; an environment with another one is refused."""
 
@@ -75,3 +77,8 @@ def from_u64be(data: bytes) -> int:
     """Return the number that `u64be` packed."""
     number: int = _U64.unpack(data)[0]
     return number
+
+
+def rows_key(source: str) -> bytes:
+    """Return the key in META of a source's count of event rows."""
+    return ROWS_PREFIX + source.encode()
