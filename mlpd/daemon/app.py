@@ -10,7 +10,12 @@ from mlpd.core.config import Config
 from mlpd.core.kernels import load_kernels, precompile
 from mlpd.core.time import MIN_TIME_US, Clock, format_time, system_clock
 from mlpd.daemon.audit import Audit
-from mlpd.daemon.collectors import ingest_collector, outcome_collector, storage_collector
+from mlpd.daemon.collectors import (
+    ingest_collector,
+    outcome_collector,
+    retention_collector,
+    storage_collector,
+)
 from mlpd.daemon.definitions import DefinitionsVerb
 from mlpd.daemon.experiments import Experiments
 from mlpd.daemon.feedback import Feedback
@@ -23,6 +28,7 @@ from mlpd.daemon.predictions import PredictionIds, PredictionLog
 from mlpd.daemon.publish import Publisher
 from mlpd.daemon.read import Read
 from mlpd.daemon.read_pool import ReadPool
+from mlpd.daemon.retention import Retention
 from mlpd.daemon.routes import Routes, Versions
 from mlpd.daemon.runs import Runs
 from mlpd.daemon.scheduler import JobScheduler
@@ -48,6 +54,9 @@ KERNEL_MODULES = (
 )
 FLUSH_S = 0.05
 """How long a served row waits at most before the writer has it."""
+
+RETAIN_S = 600.0
+"""How often what is too old is looked for."""
 
 _BUSY_ROWS = 256
 """Waiting rows from which on shadows pause."""
@@ -144,7 +153,16 @@ class Daemon:
             ids,
             self.config.serving.rows_max,
         )
-        self.feedback = Feedback(self.writer, self.predictions, self.clock, self.outcomes.labelled)
+        self.feedback = Feedback(
+            self.writer,
+            self.predictions,
+            self.clock,
+            self.outcomes.labelled,
+            self.config.predictions.orphans_max,
+        )
+        self.retention = Retention(
+            self.environment, self.writer, self.config.predictions, self.clock
+        )
         self.audit = Audit(
             self.environment,
             self.writer,
@@ -195,6 +213,7 @@ class Daemon:
             "outcomes",
             outcome_collector(self.feedback, self.predictions, self.shadows, self.audit),
         )
+        metrics.add_collector("retention", retention_collector(self.retention, self.feedback))
 
     async def start(self) -> None:
         """Load routes and begin to work; afterwards the daemon is ready."""
@@ -204,8 +223,10 @@ class Daemon:
         await self.routes.start()
         await self.runs.start()
         self.monitor.start()
+        rebuilding = asyncio.create_task(self._rebuild())
         self._tasks = [
-            asyncio.create_task(self._rebuild()),
+            rebuilding,
+            asyncio.create_task(self._retain_forever(rebuilding)),
             asyncio.create_task(self._flush_forever()),
             asyncio.create_task(self._compact_forever()),
             asyncio.create_task(self._schedule()),
@@ -272,6 +293,15 @@ class Daemon:
         while True:
             await asyncio.sleep(FLUSH_S)
             self.predictions.flush()
+
+    async def _retain_forever(self, rebuilding: "asyncio.Task[None]") -> None:
+        await asyncio.wait([rebuilding])  # what it reads must not go away under it
+        while True:
+            try:
+                await self.retention.run()
+            except Exception:  # noqa: BLE001 - nothing is lost by keeping rows; the next turn tries
+                _log.exception("old predictions could not be removed")
+            await asyncio.sleep(RETAIN_S)
 
     async def _compact_forever(self) -> None:
         while True:

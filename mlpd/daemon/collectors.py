@@ -6,6 +6,7 @@ from mlpd.daemon.audit import Audit
 from mlpd.daemon.feedback import Feedback
 from mlpd.daemon.ingest import Ingest
 from mlpd.daemon.predictions import PredictionLog
+from mlpd.daemon.retention import Retention
 from mlpd.monitoring.instruments import Descriptor
 from mlpd.monitoring.metrics import Collected, Collector
 from mlpd.serving.shadow import ShadowRunner
@@ -82,6 +83,17 @@ def outcome_collector(
             ),
             _by("mlpd_consistency_rows_total", "Audited rows by result.", "result", audit.rows),
         ]
+
+    return collect
+
+
+def retention_collector(retention: Retention, feedback: Feedback) -> Collector:
+    """Return a collector of what was removed because it was too old, or too much."""
+
+    def collect() -> Iterable[Collected]:
+        removed = {**retention.removed, "orphans_over_limit": feedback.orphans_dropped}
+        name = "mlpd_retention_rows_total"
+        return [_by(name, "Rows removed, by what they were.", "what", removed)]
 
     return collect
 

@@ -24,6 +24,8 @@ class Table(StrEnum):
     IDEMPOTENCY = "idempotency"
     PREDICTIONS = "predictions"
     LABELS = "labels"
+    SERVED = "served"
+    ORPHANS = "orphans"
     MODELS = "models"
     ROUTES = "routes"
     EXPERIMENTS = "experiments"

@@ -5,7 +5,7 @@ import dataclasses
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -40,13 +40,6 @@ def writer_held(daemon: Daemon) -> Iterator[None]:
         release.set()
 
 
-async def until(reached: Callable[[], Any]) -> None:
-    """Return once `reached` tells so; nothing else would tell."""
-    async with asyncio.timeout(DEADLINE_S):
-        while not reached():  # noqa: ASYNC110 - no event tells
-            await asyncio.sleep(0.005)
-
-
 def training_children(parent: int) -> list[int]:
     """Return the ids of a process's training children."""
     found = []
@@ -73,14 +66,20 @@ async def prepare(daemon: Daemon, document: dict[str, Any], columns: dict[str, A
     assert (await daemon.ingest.ingest([batch])).accepted == len(columns["user"])
 
 
-async def until_finished(daemon: Daemon, run_id: str) -> Run:
-    await until(lambda: daemon.runs.get(run_id).state.finished and not daemon.runs.busy)
-    return daemon.runs.get(run_id)
+@pytest.fixture
+def until_finished(until: Any) -> Callable[[Daemon, str], Awaitable[Run]]:
+    """Wait until a run ended, and its worker is free again; returns it."""
+
+    async def wait(daemon: Daemon, run_id: str) -> Run:
+        await until(lambda: daemon.runs.get(run_id).state.finished and not daemon.runs.busy)
+        return daemon.runs.get(run_id)
+
+    return wait
 
 
 @pytest.mark.parametrize("first", ["worker", "cancel"])
 async def test_a_cancel_that_meets_the_start_wins(
-    daemon: Daemon, trainable: Any, click_columns: Any, first: str
+    daemon: Daemon, trainable: Any, click_columns: Any, first: str, until: Any
 ) -> None:
     await prepare(daemon, trainable, click_columns)
     run = await queue_unseen(daemon, "quick")
@@ -101,7 +100,7 @@ async def test_a_cancel_that_meets_the_start_wins(
 
 
 async def test_two_workers_never_take_the_same_run(
-    open_daemon: Any, trainable: Any, click_columns: Any
+    open_daemon: Any, trainable: Any, click_columns: Any, until: Any
 ) -> None:
     config = Config(training=TrainingConfig(threads=1, nice=0, concurrency=2))
     async with open_daemon(config=config) as daemon:
@@ -124,7 +123,7 @@ async def test_two_workers_never_take_the_same_run(
 
 
 async def test_what_a_lost_run_had_registered_is_published_once(
-    open_daemon: Any, trainable: Any, click_columns: Any
+    open_daemon: Any, trainable: Any, click_columns: Any, until_finished: Any
 ) -> None:
     """The daemon dies after the version is registered and before the run's end is stored."""
     async with open_daemon() as daemon:
@@ -142,7 +141,7 @@ async def test_what_a_lost_run_had_registered_is_published_once(
 
 
 async def test_a_rollback_is_not_undone_by_the_repeated_run(
-    open_daemon: Any, trainable: Any, click_columns: Any
+    open_daemon: Any, trainable: Any, click_columns: Any, until_finished: Any
 ) -> None:
     async with open_daemon() as daemon:
         await prepare(daemon, trainable, click_columns)
@@ -157,7 +156,7 @@ async def test_a_rollback_is_not_undone_by_the_repeated_run(
 
 
 async def test_a_cancel_between_two_attempts_is_not_lost(
-    daemon: Daemon, trainable: Any, click_columns: Any
+    daemon: Daemon, trainable: Any, click_columns: Any, until: Any
 ) -> None:
     """The child is killed just before the cancel: the run would go back to the queue."""
     await prepare(daemon, trainable, click_columns)
@@ -174,7 +173,7 @@ async def test_a_cancel_between_two_attempts_is_not_lost(
 
 
 async def test_the_end_of_a_run_is_stored_once_the_disk_takes_it(
-    daemon: Daemon, trainable: Any, monkeypatch: pytest.MonkeyPatch
+    daemon: Daemon, trainable: Any, monkeypatch: pytest.MonkeyPatch, until_finished: Any
 ) -> None:
     await daemon.definitions.apply(trainable)
     refusals = 3
@@ -195,7 +194,9 @@ async def test_the_end_of_a_run_is_stored_once_the_disk_takes_it(
     assert refusals == 0
 
 
-async def test_a_finished_run_is_not_cancelled(daemon: Daemon, trainable: Any) -> None:
+async def test_a_finished_run_is_not_cancelled(
+    daemon: Daemon, trainable: Any, until_finished: Any
+) -> None:
     await daemon.definitions.apply(trainable)
     run = await daemon.runs.enqueue("quick", trigger="test")
     await until_finished(daemon, run.run_id)
