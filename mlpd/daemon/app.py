@@ -13,10 +13,11 @@ from mlpd.daemon.audit import Audit
 from mlpd.daemon.collectors import (
     ingest_collector,
     outcome_collector,
-    retention_collector,
+    removal_collector,
     storage_collector,
 )
 from mlpd.daemon.definitions import DefinitionsVerb
+from mlpd.daemon.dropped import DroppedViews
 from mlpd.daemon.experiments import Experiments
 from mlpd.daemon.feedback import Feedback
 from mlpd.daemon.history import History
@@ -182,8 +183,9 @@ class Daemon:
             self.paths,
             policy=CompactionPolicy(tail_rows=storage.compact_rows),
         )
+        self.dropped = DroppedViews(self.environment, self.writer, self.state)
         self.definitions = DefinitionsVerb(
-            self.environment, self.writer, self.state, self.compactor, self.paths
+            self.environment, self.writer, self.state, self.compactor, self.dropped, self.paths
         )
         train = Train(
             self.environment,
@@ -213,7 +215,9 @@ class Daemon:
             "outcomes",
             outcome_collector(self.feedback, self.predictions, self.shadows, self.audit),
         )
-        metrics.add_collector("retention", retention_collector(self.retention, self.feedback))
+        metrics.add_collector(
+            "retention", removal_collector(self.retention, self.feedback, self.dropped)
+        )
 
     async def start(self) -> None:
         """Load routes and begin to work; afterwards the daemon is ready."""
@@ -227,6 +231,7 @@ class Daemon:
         self._tasks = [
             rebuilding,
             asyncio.create_task(self._retain_forever(rebuilding)),
+            asyncio.create_task(self.dropped.run_forever()),
             asyncio.create_task(self._flush_forever()),
             asyncio.create_task(self._compact_forever()),
             asyncio.create_task(self._schedule()),

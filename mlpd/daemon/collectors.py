@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 
 from mlpd.daemon.audit import Audit
+from mlpd.daemon.dropped import DroppedViews
 from mlpd.daemon.feedback import Feedback
 from mlpd.daemon.ingest import Ingest
 from mlpd.daemon.predictions import PredictionLog
@@ -87,12 +88,16 @@ def outcome_collector(
     return collect
 
 
-def retention_collector(retention: Retention, feedback: Feedback) -> Collector:
-    """Return a collector of what was removed because it was too old, or too much."""
+def removal_collector(retention: Retention, feedback: Feedback, dropped: DroppedViews) -> Collector:
+    """Return a collector of what was removed: too old, too much, of views that are gone."""
 
     def collect() -> Iterable[Collected]:
-        removed = {**retention.removed, "orphans_over_limit": feedback.orphans_dropped}
-        name = "mlpd_retention_rows_total"
+        removed = {
+            **retention.removed,
+            "orphans_over_limit": feedback.orphans_dropped,
+            "rows_of_dropped_views": dropped.removed,
+        }
+        name = "mlpd_removed_rows_total"
         return [_by(name, "Rows removed, by what they were.", "what", removed)]
 
     return collect

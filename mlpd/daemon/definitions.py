@@ -19,6 +19,7 @@ from mlpd.core.document import KINDS, parse_document
 from mlpd.core.errors import ConflictError
 from mlpd.core.hashing import canonical_json
 from mlpd.daemon.column_types import Sources, check_column_types
+from mlpd.daemon.dropped import DroppedViews, mark_dropped
 from mlpd.daemon.offline import offline_request
 from mlpd.daemon.process import Child
 from mlpd.daemon.scheduler import check_schedules
@@ -81,12 +82,14 @@ class DefinitionsVerb:
         writer: Writer,
         state: CatalogState,
         compactor: Compactor,
+        dropped: DroppedViews,
         paths: DataDirectory,
     ) -> None:
         self._environment = environment
         self._writer = writer
         self._state = state
         self._compactor = compactor
+        self._dropped = dropped
         self._paths = paths
         self._lock = asyncio.Lock()
 
@@ -144,10 +147,13 @@ class DefinitionsVerb:
     async def _backfill(self, catalog: Catalog, names: Sequence[str]) -> None:
         """Build the views `names` from the log, then swap."""
         plans = [catalog.views[name] for name in names]
-        sources = self._state.catalog.definitions.sources, catalog.definitions.sources
+        async with self._dropped.building(catalog, [plan.view_id for plan in plans]):
+            await self._fill(catalog, plans)
+
+    async def _fill(self, catalog: Catalog, plans: Sequence[ViewPlan]) -> None:
+        previous = self._state.catalog
+        sources = previous.definitions.sources, catalog.definitions.sources
         through = await asyncio.to_thread(self._check_stored, *sources)
-        if plans:  # rows of an apply that fails stay: no other view may take them for its own
-            await self._writer.write(partial(self._state.reserve, catalog=catalog))
         for source in sorted({plan.view.source for plan in plans}):
             views = [plan for plan in plans if plan.view.source == source]
             await self._replay(catalog, source, views, through)
@@ -161,6 +167,7 @@ class DefinitionsVerb:
                 for block in _log_tail(txn, catalog, view.view.source, through):
                     _apply(txn, [view], block)
             _append_definitions(txn, catalog)
+            mark_dropped(txn, previous, catalog)
             self._state.store(txn, catalog)
 
         await self._writer.write(swap)

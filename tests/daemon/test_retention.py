@@ -139,5 +139,5 @@ async def test_what_was_removed_is_told_to_prometheus(keeper: Daemon, clock: Clo
     clock.now_us += 31 * DAY_US
     await keeper.retention.run()
     body, _ = await keeper.monitor.expose_metrics("")
-    assert b'mlpd_retention_rows_total{what="predictions"} 10' in body
-    assert b'mlpd_retention_rows_total{what="orphans_over_limit"} 0' in body
+    assert b'mlpd_removed_rows_total{what="predictions"} 10' in body
+    assert b'mlpd_removed_rows_total{what="orphans_over_limit"} 0' in body
