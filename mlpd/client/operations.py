@@ -198,6 +198,10 @@ class Runs(_Group[A, Text, Frame]):
         """Stop a queued or running run."""
         return self._object(r.call("POST", "v1", "runs", run_id, "cancel", repeatable=False))
 
+    def retry(self, run_id: str) -> A:
+        """Queue a new run like one that failed or was cancelled; returns the new one."""
+        return self._object(r.call("POST", "v1", "runs", run_id, "retry", repeatable=False))
+
     def log(self, run_id: str) -> Text:
         """Return the end of a run's log, at most 1 MiB."""
         found: Text = self._client.send(r.get("v1", "runs", run_id, "log"))

@@ -128,6 +128,28 @@ class Runs:
         self.notify()
         return run
 
+    async def retry(self, run_id: str, *, trigger: str) -> Run:
+        """Queue a new run with job, deploy and interval of one that failed or was cancelled.
+
+        Raises ConflictError(code="run_not_failed") for another one, and what `enqueue` raises.
+        """
+        old = self.get(run_id)
+        if old.state not in (RunState.FAILED, RunState.CANCELLED):
+            raise ConflictError(
+                f"run {run_id} is {old.state}: only failed and cancelled runs are retried",
+                code="run_not_failed",
+                hint=f"mlpd jobs run {old.job} starts another one.",
+            )
+        run = self.build(
+            old.job,
+            trigger=f"{trigger}, retry of {run_id}",
+            deploy=old.deploy,
+            interval=old.interval,
+        )
+        await self._store(run)
+        self.notify()
+        return run
+
     def build(
         self,
         job: str,

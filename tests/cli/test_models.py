@@ -48,6 +48,9 @@ def test_a_cancelled_run_gives_exit_code_1_to_those_who_follow(mlpd: Mlpd) -> No
     done = mlpd("runs", "show", started["run_id"], "--follow")
     assert done.exit_code == 1
     assert "[run_cancelled]" in done.stderr
+    again = read(mlpd, "runs", "retry", started["run_id"])
+    assert again["trigger"].endswith(f"retry of {started['run_id']}")
+    assert mlpd("runs", "cancel", again["run_id"]).exit_code == 0
 
 
 @pytest.mark.parametrize(
@@ -57,6 +60,7 @@ def test_a_cancelled_run_gives_exit_code_1_to_those_who_follow(mlpd: Mlpd) -> No
         (["runs", "show", "nothing"], "unknown_run"),
         (["runs", "log", "nothing"], "unknown_run"),
         (["runs", "cancel", "nothing"], "unknown_run"),
+        (["runs", "retry", "nothing"], "unknown_run"),
         (["models", "show", "nothing"], "unknown_model"),
         (["models", "show", "risk@99"], "unknown_version"),
         (["models", "show", "risk@nobody"], "unknown_alias"),

@@ -42,6 +42,25 @@ def test_a_run_can_be_watched_and_cancelled(fresh: Any) -> None:
         assert [job["name"] for job in client.runs.jobs()["jobs"]] == ["risk"]
 
 
+def test_a_failed_run_is_retried_as_a_new_one(fresh: Any) -> None:
+    with Client(fresh.url, by="alice") as client:
+        failed = client.runs.wait(client.runs.start("risk", deploy="none")["run_id"], timeout_s=50)
+        again = client.runs.retry(failed["run_id"])
+        assert again["run_id"] != failed["run_id"]
+        assert (again["job"], again["deploy"], again["state"]) == ("risk", "none", "queued")
+        assert again["trigger"] == f"alice, retry of {failed['run_id']}"
+        assert client.runs.wait(again["run_id"], timeout_s=50)["error"]["code"] == "no_rows"
+        assert client.runs.get(failed["run_id"]) == failed
+        with pytest.raises(NotFoundError):
+            client.runs.retry("nothing")
+
+
+def test_a_run_that_did_not_fail_is_not_retried(edge: Any) -> None:
+    with Client(edge.url) as client, pytest.raises(ConflictError) as refused:
+        client.runs.retry(edge.run_id)
+    assert refused.value.code == "run_not_failed"
+
+
 def test_aliases_move_with_a_history_and_routes_follow(edge: Any) -> None:
     with Client(edge.url, by="bob") as client:
         client.models.move_alias("risk", "candidate", 1, expected=0, why="to try it")
