@@ -1,10 +1,14 @@
 """Rows of views that don't run are removed; those that do run are never touched."""
 
+import time
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
+import msgpack
 import pytest
 
+from mlpd.client import Client
 from mlpd.core.definitions import (
     Aggregate,
     Entity,
@@ -15,15 +19,20 @@ from mlpd.core.definitions import (
     build_document,
 )
 from mlpd.core.errors import InternalError
-from mlpd.core.time import HOUR_US
+from mlpd.core.time import HOUR_US, system_clock
 from mlpd.daemon.app import Daemon
 from mlpd.daemon.dropped import read_marks
 from mlpd.daemon.process import Child
 from mlpd.daemon.read import given_columns
 from mlpd.features.ingest import parse_batch
+from mlpd.storage.environment import Environment
+from mlpd.storage.files import DataDirectory
 from mlpd.storage.tables import Table
 
 USERS = 1_000
+MANY = 10_000
+"""Users of a view whose removal takes seconds: a kill comes in the middle."""
+DEADLINE_S = 40.0
 
 user = Entity("user")
 clicks = Source("clicks", timestamp="at", schema={"user": "string", "x": "float64"})
@@ -133,6 +142,38 @@ async def test_a_removal_goes_on_after_a_restart(open_daemon: Any, until: Any) -
     async with open_daemon() as daemon:
         await until(lambda: clean(daemon))
         assert rows_by_view(daemon) == running(daemon)
+
+
+def test_a_removal_goes_on_after_a_kill(serve_process: Any) -> None:
+    with Client(serve_process.url) as client:
+        client.apply(document(load=True))
+        names = [f"u{i}" for i in range(MANY)]
+        times = [time.time_ns() // 1000] * MANY
+        client.events.send("clicks", {"at": times, "user": names, "x": [1.0] * MANY})
+        client.apply(document(load=False))
+    serve_process.kill()
+    kept, dropped, marks = stored(serve_process.directory)
+    assert (kept, bool(dropped), bool(marks)) == (MANY, True, True)
+    serve_process.start()
+    deadline_s = time.monotonic() + DEADLINE_S
+    while stored(serve_process.directory) != (MANY, 0, {}):
+        assert time.monotonic() < deadline_s
+        time.sleep(0.02)
+
+
+def stored(directory: Path) -> tuple[int, int, dict[int, int]]:
+    """Return the rows of the view that stayed and of the one that went, and the marks."""
+    lmdb = DataDirectory(directory).lmdb
+    with (
+        Environment.open(lmdb, clock=system_clock, readonly=True) as environment,
+        environment.snapshot() as snapshot,
+    ):
+        current = msgpack.unpackb(snapshot.get(Table.DEFINITIONS, b"current") or b"")
+        running = set(current["view_ids"].values())
+        keys = [key for key, _ in snapshot.scan(Table.ONLINE)]
+        marks = read_marks(snapshot)
+    kept = sum(int.from_bytes(key[2:6], "big") in running for key in keys)
+    return kept, len(keys) - kept, marks
 
 
 async def test_what_was_dropped_before_there_were_marks_is_found(
