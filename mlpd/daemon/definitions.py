@@ -43,6 +43,10 @@ BLOCK_ROWS = 20_000
 """Rows that a backfill applies in one transaction: about 100 ms of the writer."""
 
 
+_Types = tuple[Sources, Sources]
+"""Column types before an apply and after it."""
+
+
 @dataclass(frozen=True, slots=True)
 class EventBlock:
     """Events of one source, in sequence order."""
@@ -98,11 +102,10 @@ class DefinitionsVerb:
         wanted = parse_document(document)
         check_schedules(wanted.jobs.values())
         current = self._state.catalog
-        with self._environment.snapshot() as snapshot:
-            check_column_types(snapshot, current.definitions.sources, wanted.sources)
         changes = _diff(current.document, document)
         new = self._missing_views(document)
-        events = self._events_by_source({view.source for view in new.values()})
+        types = current.definitions.sources, wanted.sources
+        _, events = self._survey(types, {view.source for view in new.values()})
         backfill = {name: events[v.source] for name, v in new.items() if events.get(v.source)}
         return ChangePlan(current.version, changes, backfill)
 
@@ -132,7 +135,7 @@ class DefinitionsVerb:
                 next_view_id=next_view_id,
             )
             async with self._compactor.paused():
-                await self._backfill(catalog, list(plan.backfill))
+                await self._backfill(catalog)
             return ChangePlan(catalog.version, plan.changes, plan.backfill)
 
     def _missing_views(self, document: Mapping[str, Any]) -> dict[str, Any]:
@@ -140,30 +143,43 @@ class DefinitionsVerb:
         views = parse_document(document).views
         return {name: view for name, view in views.items() if view_key(view) not in known}
 
-    def _events_by_source(self, sources: set[str]) -> dict[str, int]:
+    def _survey(self, types: _Types, sources: set[str]) -> tuple[int, dict[str, int]]:
+        """Return the newest sequence, and how many events each source has up to it.
+
+        Raises DefinitionError if they don't agree with the new `types`.
+        """
         with self._environment.snapshot() as snapshot:
-            return {source: _count_events(snapshot, source) for source in sources}
+            check_column_types(snapshot, *types)
+            return snapshot.sequence, {name: _count_events(snapshot, name) for name in sources}
 
-    async def _backfill(self, catalog: Catalog, names: Sequence[str]) -> None:
-        """Build the views `names` from the log, then swap."""
-        plans = [catalog.views[name] for name in names]
-        async with self._dropped.building(catalog, [plan.view_id for plan in plans]):
-            await self._fill(catalog, plans)
+    async def _backfill(self, catalog: Catalog) -> None:
+        """Build the views that don't run yet from the log, then swap."""
+        current = self._state.catalog
+        types = current.definitions.sources, catalog.definitions.sources
+        running = set(current.view_ids.values())
+        new = [plan for plan in catalog.views.values() if plan.view_id not in running]
+        # Counted now, not when it was planned: first events may have come while it was compiled.
+        sources = {plan.view.source for plan in new}
+        through, events = await asyncio.to_thread(self._survey, types, sources)
+        filled = [plan for plan in new if events[plan.view.source]]
+        async with self._dropped.building(catalog, [plan.view_id for plan in filled]):
+            for source in sorted({plan.view.source for plan in filled}):
+                views = [plan for plan in filled if plan.view.source == source]
+                await self._replay(catalog, source, views, through)
+            await self._swap(catalog, new, through, types)
 
-    async def _fill(self, catalog: Catalog, plans: Sequence[ViewPlan]) -> None:
+    async def _swap(
+        self, catalog: Catalog, new: Sequence[ViewPlan], through: int, types: _Types
+    ) -> None:
+        """Apply to the new views what came after `through`, and run the catalog, at once."""
         previous = self._state.catalog
-        sources = previous.definitions.sources, catalog.definitions.sources
-        through = await asyncio.to_thread(self._check_stored, *sources)
-        for source in sorted({plan.view.source for plan in plans}):
-            views = [plan for plan in plans if plan.view.source == source]
-            await self._replay(catalog, source, views, through)
 
         def swap(txn: WriteTransaction) -> None:
             found = self._state.catalog_in(txn).version
             if found != catalog.version - 1:  # one whose caller gave up was still written
                 raise _definitions_changed(found, catalog.version - 1)
-            check_column_types(txn, *sources, after=through)
-            for view in plans:
+            check_column_types(txn, *types, after=through)
+            for view in new:
                 for block in _log_tail(txn, catalog, view.view.source, through):
                     _apply(txn, [view], block)
             _append_definitions(txn, catalog)
@@ -172,12 +188,6 @@ class DefinitionsVerb:
 
         await self._writer.write(swap)
         self._state.follow(self._environment)
-
-    def _check_stored(self, old: Sources, new: Sources) -> int:
-        """Return the newest sequence, up to which the events agree with the types in `new`."""
-        with self._environment.snapshot() as snapshot:
-            check_column_types(snapshot, old, new)
-            return snapshot.sequence
 
     async def _replay(
         self, catalog: Catalog, source: str, views: Sequence[ViewPlan], through: int

@@ -74,22 +74,24 @@ async def test_events_that_arrive_during_the_apply_keep_their_type(
     daemon: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await daemon.definitions.apply(document(FIRST))
-    check = daemon.definitions._check_stored
+    check = daemon.definitions._survey
     stored = []
 
-    def check_then_send(old: Any, new: Any) -> int:
-        through = check(old, new)
-        stored.append(through)
+    def check_then_send(types: Any, sources: Any) -> Any:
+        found = check(types, sources)
+        stored.append(found)
+        if len(stored) == 1:  # the plan
+            return found
         batch = parse_batch(
-            old["clicks"],
+            types[0]["clicks"],
             {"at": [daemon.clock() - 1], "user": ["a"], "x": [1.5]},
             now_us=daemon.clock(),
         )
         daemon.writer.write_blocking(lambda txn: daemon.ingest._write(txn, [batch]))
-        return through
+        return found
 
-    monkeypatch.setattr(daemon.definitions, "_check_stored", check_then_send)
+    monkeypatch.setattr(daemon.definitions, "_survey", check_then_send)
     with pytest.raises(DefinitionError) as refused:
         await daemon.definitions.apply(document({"user": "string", "x": "int64"}))
-    assert (refused.value.code, len(stored)) == ("column_type", 1)
+    assert (refused.value.code, len(stored)) == ("column_type", 2)
     assert await joined(daemon) == {"last.x": 1.5}
