@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from mlpd.client import Client
+from mlpd.daemon.predictions import PredictionIds
 
 ROW = {"user": "a", "age": 0.5}
 
@@ -120,7 +121,7 @@ def test_wrong_labels_are_named_and_the_others_stored(edge: Any) -> None:
         {"prediction_id": "nonsense", "label": 1},
         {"prediction_id": edge.prediction_id, "label": "yes"},
         {"prediction_id": edge.prediction_id, "label": 1, "label_time": "2999-01-01T00:00:00Z"},
-        {"prediction_id": "0" * 32, "label": 1},
+        {"prediction_id": PredictionIds().make(0, None), "label": 1},
     ]
     status, value, _ = edge.call("POST", "/v1/feedback", {"labels": labels})
     assert (status, value["accepted"], value["orphans"]) == (200, 2, 1)
