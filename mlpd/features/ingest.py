@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from mlpd.core.columns import Column, Columns, DType
 from mlpd.core.convert import column_of
 from mlpd.core.errors import MlpdError, TooLargeError, ValidationError
-from mlpd.core.keys import encode_entity, online_keys
+from mlpd.core.keys import online_keys
 from mlpd.core.specs import EntitySpec, SourceSpec
 from mlpd.core.time import MINUTE_US
 from mlpd.features.catalog import ViewPlan
+from mlpd.features.entities import entity_codes
 from mlpd.features.latest import LatestPlan
 from mlpd.features.stamps import Stamps
 from mlpd.features.windows import WindowInputs, WindowPlan
@@ -113,21 +114,6 @@ def apply_batch(
         else:
             keyed, inputs = rows.of(plan.entity), rows.inputs(plan.entity, plan.plan)
             _apply_window(txn, plan.view_id, plan.plan, keyed, inputs, newest_known_us)
-
-
-def entity_codes(
-    entity: EntitySpec, columns: Mapping[str, Column]
-) -> tuple[list[bytes], NDArray[np.int64]]:
-    """Return (distinct entity bytes, code of every row); a null key has the code -1."""
-    keys = list(zip(*(columns[name].to_list() for name in entity.columns), strict=True))
-    entities: list[bytes] = []
-    codes: dict[tuple[object, ...], int] = {}
-    for key in dict.fromkeys(keys):
-        encoded = encode_entity(entity.types, key, entity.name)
-        codes[key] = -1 if encoded is None else len(entities)
-        if encoded is not None:
-            entities.append(encoded)
-    return entities, np.fromiter(map(codes.__getitem__, keys), np.int64, len(keys))
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from mlpd.core.specs import Closure
 from mlpd.features.assemble import FeatureFrame, LatestPart, WindowPart
 from mlpd.features.block import Block
 from mlpd.features.catalog import Catalog
-from mlpd.features.ingest import entity_codes
+from mlpd.features.entities import entity_codes
 from mlpd.features.windows import join_values
 from mlpd.storage.tables import Table
 
