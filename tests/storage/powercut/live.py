@@ -4,7 +4,7 @@ import asyncio
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -12,11 +12,14 @@ from typing import Any
 
 from mlpd.core.kernels import load_kernels
 from mlpd.core.time import DAY_US, MINUTE_US, system_clock
-from mlpd.daemon.definitions import DefinitionsVerb
+from mlpd.daemon.definitions import DefinitionsVerb, EventBlock
 from mlpd.daemon.ingest import Ingest, Ingested
+from mlpd.daemon.offline import Offline
 from mlpd.daemon.read import Read
 from mlpd.daemon.state import CatalogState
-from mlpd.features.ingest import parse_batch
+from mlpd.features.catalog import Catalog, ViewPlan
+from mlpd.features.ingest import apply_batch, parse_batch
+from mlpd.features.stamps import Stamps
 from mlpd.monitoring.freshness import Freshness
 from mlpd.monitoring.metrics import Registry as Metrics
 from mlpd.registry.models import Registry
@@ -25,6 +28,7 @@ from mlpd.storage.compact import compact
 from mlpd.storage.compactor import CompactionPolicy, Compactor
 from mlpd.storage.environment import Environment
 from mlpd.storage.files import DataDirectory, make_dirs
+from mlpd.storage.transactions import WriteTransaction
 from mlpd.storage.writer import Writer
 
 Tell = Callable[[dict[str, Any]], None]
@@ -33,6 +37,8 @@ Tell = Callable[[dict[str, Any]], None]
 BY = Cause("tester")
 MAP_BYTES = 256 << 20
 USERS = 7
+BLOCK_ROWS = 100
+"""Rows of a block when a new view is built: small, so that it takes several transactions."""
 
 DOCUMENT: dict[str, Any] = {
     "format": 1,
@@ -72,6 +78,16 @@ DOCUMENT: dict[str, Any] = {
         }
     },
 }
+
+LATER: dict[str, Any] = {
+    **DOCUMENT,
+    "views": {**DOCUMENT["views"], "late": {**DOCUMENT["views"]["load"], "windows": ["2d"]}},
+    "services": {
+        **DOCUMENT["services"],
+        "later": {"features": ["late.count_2d", "late.sum_2d", "late.mean_2d"]},
+    },
+}
+"""The same and a view that is built from the log when it comes."""
 
 LINEAGE: dict[str, Any] = {
     "service": "s",
@@ -115,6 +131,27 @@ class InProcess(Compactor):
         return manifest.encode()
 
 
+class InProcessDefinitions(DefinitionsVerb):
+    """Reads history for a new view in this process."""
+
+    async def _replay(
+        self, catalog: Catalog, source: str, views: Sequence[ViewPlan], through: int
+    ) -> None:
+        offline = Offline(self._paths, self._environment, catalog, through)
+        schema = catalog.definitions.source(source).schema
+        events = await asyncio.to_thread(offline.events, source, tuple(schema))
+        for start in range(0, len(events.stamps.sequences), BLOCK_ROWS):
+            part = slice(start, start + BLOCK_ROWS)
+            columns = {name: column.take(part) for name, column in events.columns.items()}
+            stamps = Stamps(*(stamp[part] for stamp in events.stamps))
+            block = EventBlock(columns, stamps)
+            await self._writer.write(partial(apply_block, views=views, block=block))
+
+
+def apply_block(txn: WriteTransaction, *, views: Sequence[ViewPlan], block: EventBlock) -> None:
+    apply_batch(txn, views, block.columns, block.stamps, txn.newest_known_us)
+
+
 class Store:
     """An opened data directory; opening does what the daemon's start does."""
 
@@ -137,7 +174,7 @@ class Store:
         self.registry = Registry.open(self.environment, self.writer, self.data.registry)
         policy = CompactionPolicy(rows_max=rows_max)
         self.compactor = compactor(self.environment, self.writer, self.data, policy=policy)
-        self.definitions = DefinitionsVerb(
+        self.definitions = InProcessDefinitions(
             self.environment, self.writer, self.state, self.compactor, self.data
         )
         self.ingest = Ingest(self.writer, self.state, Freshness(Metrics()))
@@ -147,8 +184,8 @@ class Store:
         self.writer.close()
         self.environment.close()
 
-    async def apply(self, tell: Tell) -> None:
-        await self.definitions.apply(DOCUMENT)
+    async def apply(self, tell: Tell, document: dict[str, Any] = DOCUMENT) -> None:
+        await self.definitions.apply(document)
         tell({"applied": self.state.catalog.version})
 
     async def send(self, numbers: list[int], start_us: int, tell: Tell) -> Ingested:
@@ -185,9 +222,9 @@ def teller(path: str) -> Tell:
     return lambda fact: (os.write(descriptor, json.dumps(fact).encode() + b"\n"), None)[1]
 
 
-def batches(first: int, count: int) -> Iterable[list[int]]:
-    """Yield `count` batches of 1 to 30 events, numbered from `first` on."""
+def batches(first: int, count: int, most: int = 30) -> Iterable[list[int]]:
+    """Yield `count` batches of 1 to `most` events, numbered from `first` on."""
     for i in range(count):
-        size = 1 + (first + i * 11) % 30
+        size = 1 + (first + i * 11) % most
         yield list(range(first, first + size))
         first += size
