@@ -40,8 +40,10 @@ def scratch() -> Iterator[Path]:
         yield Path(directory).resolve()
 
 
-def run_module(name: str, *arguments: object, environment: dict[str, str]) -> int:
-    """Run a child of these tests, in a process group of its own; return how it ended."""
+def run_module(
+    name: str, *arguments: object, environment: dict[str, str]
+) -> "subprocess.CompletedProcess[str]":
+    """Run a child of these tests, in a process group of its own, to its end or its kill."""
     done = subprocess.run(
         [sys.executable, "-m", f"tests.storage.powercut.{name}", *map(str, arguments)],
         cwd=REPOSITORY,
@@ -52,7 +54,7 @@ def run_module(name: str, *arguments: object, environment: dict[str, str]) -> in
         process_group=0,
     )
     assert done.returncode in (0, -signal.SIGKILL), done.stderr[-3000:]
-    return done.returncode
+    return done
 
 
 def record(work: Path, fault: str = "none", *, kills: Kills | None = None) -> Recording:
@@ -67,7 +69,8 @@ def record(work: Path, fault: str = "none", *, kills: Kills | None = None) -> Re
         while True:
             mortal = kills is not None and kills(shim)
             arguments = (root, shim.told, start_us, fault, life)
-            if run_module("record_child", *arguments, environment=shim.environment()) == 0:
+            ended = run_module("record_child", *arguments, environment=shim.environment())
+            if ended.returncode == 0:
                 break
             assert mortal
             life += 1

@@ -46,7 +46,7 @@ struct control {
     int64_t kill_after;      /* end it before the operation that follows one of this kind; 0: no */
     int64_t passes;          /* so many of them may pass before */
     int64_t armed;           /* there was one */
-    int64_t torn;            /* kill_at: after half of it, if it is a write */
+    int64_t torn;            /* kill_at: after half of it, if it is a write; else not at all */
     int64_t error;           /* errno of operations that fail; 0: none does */
     int64_t synchronous;     /* only writes through a synchronous descriptor fail */
     int64_t failed;          /* operations that failed so far */
@@ -182,8 +182,8 @@ static int step(int kind, const char *path, int synchronous) {
     if (!control) return 0;
     int64_t n = __atomic_add_fetch(&control->operations, 1, __ATOMIC_SEQ_CST);
     if (control->kill_at && n == control->kill_at) {
-        if (control->torn && kind == WRITE) return 1;
-        die();
+        if (!control->torn) die();
+        if (kind == WRITE) return 1;
     }
     if (control->armed) die();
     control->armed = kind == control->kill_after && control->passes-- == 0;

@@ -89,6 +89,12 @@ class Control(ctypes.Structure):
     )
 
 
+def map_file(path: Path) -> mmap.mmap:
+    """Return the shared map of a whole file."""
+    with path.open("r+b") as file:
+        return mmap.mmap(file.fileno(), 0)
+
+
 class Shim:
     """The shim for processes that work below `root`; its own files lie in `scratch`."""
 
@@ -101,9 +107,13 @@ class Shim:
         self._recording = recording
         self._root = root.resolve()
         self._library = compile_shim()
-        self._file = self._control.open("r+b")
-        self._map = mmap.mmap(self._file.fileno(), ctypes.sizeof(Control))
+        self._map = map_file(self._control)
         self.control = Control.from_buffer(self._map)
+
+    @property
+    def control_path(self) -> Path:
+        """Where the control is: a child may map it, too."""
+        return self._control
 
     def environment(self) -> dict[str, str]:
         """Return the environment that puts a process, and its children, under the shim."""
@@ -131,10 +141,9 @@ class Shim:
         """Let no operation fail any more."""
         self.control.error = 0
 
-    def kill_at(self, operation: int, *, torn: bool = False) -> None:
-        """End the process group before the n-th operation from now on, or half-way through it."""
+    def kill_at(self, operation: int) -> None:
+        """End the process group before the n-th operation from now on."""
         self.control.operations = 0
-        self.control.torn = torn
         self.control.kill_at = operation
 
     def kill_after(self, kind: str, passes: int) -> None:
@@ -147,7 +156,6 @@ class Shim:
         """Unmap the control; idempotent."""
         del self.control
         self._map.close()
-        self._file.close()
 
     def __enter__(self) -> Self:
         return self

@@ -44,7 +44,9 @@ class Told:
         return replace(self, events=dict(self.events))
 
     def hear(self, line: bytes) -> None:
-        fact = json.loads(line)
+        self.hear_fact(json.loads(line))
+
+    def hear_fact(self, fact: dict[str, Any]) -> None:
         self.applied = fact.get("applied", self.applied)
         self.registered = fact.get("registered", self.registered)
         self.champion = fact.get("champion", self.champion)
@@ -183,6 +185,6 @@ async def go_on(store: Store, told: Told) -> None:
         assert again.sequence == sequence
     await store.apply(lambda _: None)
     first = 10_000_000 + len(told.events)
-    await store.send([first, first + 1], told.start_us, lambda f: told.hear(json.dumps(f).encode()))
+    await store.send([first, first + 1], told.start_us, told.hear_fact)
     await store.compactor.run()
     await store.register(10_000, lambda _: None)
