@@ -98,8 +98,12 @@ def atomic_write(path: Path, data: bytes, mode: int = 0o600) -> None:
     The temporary file `.<name>.tmp` lies beside it; one writer per path at a time.
     """
     temporary = path.with_name(f".{path.name}.tmp")
-    write_durably(temporary, data, mode)
-    temporary.replace(path)
+    try:
+        write_durably(temporary, data, mode)
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
     fsync_dir(path.parent)
 
 

@@ -1,6 +1,7 @@
 """Compaction and offline reads: every acknowledged row exactly once, whatever crashes when."""
 
 import asyncio
+import errno
 import os
 import random
 from collections.abc import Callable, Iterator
@@ -410,6 +411,30 @@ async def test_failing_child_leaves_the_log_alone(store: Store) -> None:
     store.data.segments.unlink()
     store.check_rows()
     assert await compactor.run() is not None
+    store.check_rows()
+
+
+def test_full_disk_is_told_and_nothing_is_left_of_the_attempt(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.fill(12)
+    whole, count = pl.DataFrame.write_parquet, 0
+
+    def full(frame: pl.DataFrame, path: Path, **options: Any) -> None:
+        nonlocal count
+        count += 1
+        if count == 3:
+            path.write_bytes(b"half")
+            raise pl.exceptions.ComputeError("No space left on device (os error 28)")
+        whole(frame, path, **options)
+
+    monkeypatch.setattr(pl.DataFrame, "write_parquet", full)
+    with pytest.raises(OSError, match="No space left") as caught:
+        store.compact()
+    assert caught.value.errno == errno.ENOSPC
+    assert [p for p in store.data.segments.rglob("*") if p.is_file()] == []
+    store.check_rows()
+    store.compact()
     store.check_rows()
 
 
