@@ -13,6 +13,7 @@ from typing import Any
 from mlpd.core.kernels import load_kernels
 from mlpd.core.time import DAY_US, MINUTE_US, system_clock
 from mlpd.daemon.definitions import DefinitionsVerb, EventBlock
+from mlpd.daemon.dropped import DroppedViews
 from mlpd.daemon.ingest import Ingest, Ingested
 from mlpd.daemon.offline import Offline
 from mlpd.daemon.read import Read
@@ -174,8 +175,9 @@ class Store:
         self.registry = Registry.open(self.environment, self.writer, self.data.registry)
         policy = CompactionPolicy(rows_max=rows_max)
         self.compactor = compactor(self.environment, self.writer, self.data, policy=policy)
+        dropped = DroppedViews(self.environment, self.writer, self.state)
         self.definitions = InProcessDefinitions(
-            self.environment, self.writer, self.state, self.compactor, self.data
+            self.environment, self.writer, self.state, self.compactor, dropped, self.data
         )
         self.ingest = Ingest(self.writer, self.state, Freshness(Metrics()))
         self.read = Read(self.environment, self.state)

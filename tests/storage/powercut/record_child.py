@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from tests.storage.powercut.faults import FAULTS
-from tests.storage.powercut.live import Store, Tell, batches, opened, teller
+from tests.storage.powercut.live import LATER, Store, Tell, batches, opened, teller
 
 
 async def ingest(store: Store, first: int, count: int, start_us: int, tell: Tell) -> None:
@@ -32,6 +32,9 @@ async def live(store: Store, start_us: int, first: int, tell: Tell) -> None:
             group.create_task(store.compactor.run())
             group.create_task(ingest(store, first + 3_000 + turn * 1_000, 5, start_us, tell))
             group.create_task(store.register(first + 2 + turn, tell))
+    async with asyncio.TaskGroup() as group:  # a view that is built from the log meanwhile
+        group.create_task(store.apply(tell, LATER))
+        group.create_task(ingest(store, first + 8_000, 3, start_us, tell))
     await store.compactor.run()
     await ingest(store, first + 9_000, 2, start_us, tell)
 
