@@ -8,7 +8,6 @@ import os
 import shutil
 import struct
 import subprocess
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,25 +16,32 @@ from typing import Self
 
 import pytest
 
+from mlpd.core.kernels import default_cache_dir
+
 SOURCE = Path(__file__).with_name("shim.c")
-FLAGS = ("-O1", "-shared", "-fPIC", "-Wall", "-Wextra", "-Werror")
+FLAGS = ("-O1", "-U_FORTIFY_SOURCE", "-shared", "-fPIC", "-Wall", "-Wextra", "-Werror")
 _HEAD = struct.Struct("<IIIIQQq")
 
 
 @functools.cache
 def compile_shim() -> Path:
     """Return the shared library, compiled once per version of its source; else skip the test."""
-    compiler = shutil.which("cc") or shutil.which("gcc")
-    if compiler is None:
-        pytest.skip("no C compiler (cc, gcc): the power cut's shim can't be built; install gcc")
-    name = f"mlpd-powercut-{hashlib.sha256(SOURCE.read_bytes()).hexdigest()[:16]}-{os.getuid()}.so"
-    library = Path(tempfile.gettempdir(), name)
+    version = hashlib.sha256(SOURCE.read_bytes()).hexdigest()[:16]
+    library = default_cache_dir() / "tests" / f"powercut-{version}.so"
     if not library.exists():
+        library.parent.mkdir(parents=True, exist_ok=True)
         made = library.with_suffix(f".{os.getpid()}")
-        command = [compiler, *FLAGS, "-o", str(made), str(SOURCE)]
+        command = [_compiler(), *FLAGS, "-o", str(made), str(SOURCE)]
         subprocess.run(command, check=True, capture_output=True, text=True)
         made.replace(library)
     return library
+
+
+def _compiler() -> str:
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler is None:
+        pytest.skip("no C compiler (cc, gcc): the power cut's shim can't be built; install gcc")
+    return compiler
 
 
 @dataclass(frozen=True, slots=True)
