@@ -137,6 +137,7 @@ def check_replay(store: Store, scratch: Path) -> None:
             return
     with Environment.open(scratch, clock=lambda: newest_us, map_bytes=MAP_BYTES) as replayed:
         writer = Writer(replayed)
+        writer.write_blocking(partial(store.state.store, catalog=store.state.catalog))
         for block in blocks(store):
             writer.write_blocking(partial(apply_batch, **block, newest_known_us=newest_us))
         wanted = served(store, Read(replayed, store.state), newest_us + 1)
