@@ -58,9 +58,11 @@ FORMAT = 2
 MAX_TILES = 65_536
 """Tiles of one resolution at most: 45 days in 1 min hops."""
 
-MIN_RECENT = 16
-"""Of n tiles at most max(MIN_RECENT, sqrt(n)) are stored as recent: an event writes these, and the
-older ones are written again once for half as many new tiles, so the square root costs least."""
+MIN_RECENT = 8
+"""Up to twice as many tiles are all stored as recent, of n others at most max(MIN_RECENT, sqrt(n)):
+an event writes these, and the older ones are written again once for half as many new tiles, so the
+square root costs least.  Half a page of LMDB, 2 KB, is a good length of a value: a longer one takes
+a page of its own beside the one that points to it."""
 
 INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
 
@@ -202,7 +204,7 @@ def build_layout(view: ViewSpec, source: SourceSpec, *, min_recent: int = MIN_RE
     grid: list[tuple[int, int, int, int, int]] = []
     work_words = tiles_at + 4 * tile_words  # four single tiles, then the regions, then the folds
     for hop, retention, capacity in zip(hops, retentions, capacities, strict=True):
-        recent = max(min_recent, math.isqrt(capacity))
+        recent = max(min_recent, math.isqrt(capacity)) if capacity > 2 * min_recent else capacity
         grid.append((hop, retention, capacity, recent, work_words))
         work_words += 2 * capacity * tile_words
     places = [2 * capacities[hops.index(hop)] for hop in view.hops_us]

@@ -241,25 +241,29 @@ class Values:
         return columns["n_1d"].to_list()[0]
 
 
-def test_tiles_beyond_sixteen_become_older_ones_but_for_eight(kernels: WindowKernels) -> None:
+def test_tiles_beyond_eight_become_older_ones_but_for_four(kernels: WindowKernels) -> None:
     values = Values(kernels)
-    for hours in range(16):
+    for hours in range(8):
         values.add(hours)
     assert (values.asked, values.older) == (0, None)
-    values.add(16)
-    assert (values.asked, values.hours(values.older)) == (1, list(range(9)))
-    assert (values.since(), values.hours(values.recent)) == (9, list(range(9, 17)))
-    assert values.count(17) == 17
-    for hours in range(17, 25):
+    values.add(8)
+    assert (values.asked, values.hours(values.older)) == (1, list(range(5)))
+    assert (values.since(), values.hours(values.recent)) == (5, list(range(5, 9)))
+    assert values.count(9) == 9
+    for hours in range(9, 25):
         values.add(hours)
-    assert (values.asked, values.hours(values.older)) == (1, list(range(9)))
-    values.add(25)  # what no window needs any more is left out as the older ones are written again
-    assert (values.asked, values.hours(values.older)) == (2, list(range(1, 18)))
-    assert values.count(26) == 24
+    assert (values.asked, values.hours(values.older)) == (4, list(range(20)))
+    values.add(25)  # only now is the hour 0 out of reach
+    assert (values.asked, values.hours(values.older)) == (4, list(range(20)))
+    for hours in range(26, 29):
+        values.add(hours)
+    # What no window needs any more is left out as the older ones are written again.
+    assert (values.asked, values.hours(values.older)) == (5, list(range(4, 25)))
+    assert values.count(29) == 24
     assert values.recent is not None
     everything = decode_tiles(values.plan.layout, values.recent, values.older)
     (tiles,) = everything.by_hop.values()
-    assert [int(index) - T0 // HOUR_US for index in tiles[:, 0]] == list(range(1, 26))
+    assert [int(index) - T0 // HOUR_US for index in tiles[:, 0]] == list(range(4, 29))
 
 
 def test_a_late_event_finds_its_tile_among_the_older_ones(kernels: WindowKernels) -> None:
@@ -276,18 +280,17 @@ def test_a_late_event_finds_its_tile_among_the_older_ones(kernels: WindowKernels
 
 def test_older_tiles_that_nobody_needs_are_deleted(kernels: WindowKernels) -> None:
     values = Values(kernels)
-    for hours in range(17):
+    for hours in range(9):
         values.add(hours)
-    assert values.older
-    values.add(8, 200)  # too old: changes nothing, but for having looked
-    assert values.hours(values.older) == list(range(9))
-    for hours in [*range(200, 209), *range(216, 224)]:
+    values.add(4, 200)  # too old: changes nothing
+    assert values.hours(values.older) == list(range(5))
+    for hours in [*range(200, 205), *range(216, 220)]:
         values.add(hours)
-    assert values.hours(values.older) == [*range(200, 209)]
+    assert values.hours(values.older) == [*range(200, 205)]
     values.add(215, 239)  # belongs among the older ones, which are all out of reach by now
-    assert values.hours(values.recent) == [*range(215, 224)]
+    assert values.hours(values.recent) == [*range(215, 220)]
     assert values.older is None
-    assert values.count(239) == 9
+    assert values.count(239) == 5
 
 
 def test_a_view_with_too_many_tiles_is_refused() -> None:
