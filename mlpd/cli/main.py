@@ -31,6 +31,9 @@ SECTIONS = {
             "mlpd.cli.monitor:consistency", "Compare served features with the log."
         ),
     },
+    "Data": {
+        "fsck": Lazy("mlpd.cli.maintenance:fsck", "Check a data directory."),
+    },
 }
 
 

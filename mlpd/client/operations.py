@@ -383,6 +383,10 @@ class Operations(Generic[A, Text, Frame]):
             r.call("POST", "v1", "consistency", "run", fields=fields, timeout_s=LONG_S)
         )
 
+    def fsck(self) -> A:
+        """Let the daemon check its data directory; returns what it found."""
+        return self._object(r.call("POST", "v1", "fsck", timeout_s=LONG_S))
+
     def metrics(self) -> Text:
         """Return all metrics as Prometheus text."""
         found: Text = self.send(r.Request("GET", "/metrics", accept="text/plain"))

@@ -14,6 +14,7 @@ from mlpd.daemon.collectors import ingest_collector, outcome_collector, storage_
 from mlpd.daemon.definitions import DefinitionsVerb
 from mlpd.daemon.experiments import Experiments
 from mlpd.daemon.feedback import Feedback
+from mlpd.daemon.fsck import Fsck
 from mlpd.daemon.history import History
 from mlpd.daemon.ingest import Ingest
 from mlpd.daemon.monitor import Monitor
@@ -150,6 +151,7 @@ class Daemon:
             self.clock,
         )
         self.history = History(self.environment, self.state, self.paths)
+        self.fsck = Fsck(self.paths)
 
     def _build_training(self) -> None:
         storage = self.config.storage
