@@ -32,6 +32,8 @@ SECTIONS = {
         ),
     },
     "Data": {
+        "backup": Lazy("mlpd.cli.maintenance:backup", "Back up a running daemon."),
+        "restore": Lazy("mlpd.cli.maintenance:restore", "Bring a backup back."),
         "fsck": Lazy("mlpd.cli.maintenance:fsck", "Check a data directory."),
     },
 }

@@ -7,11 +7,14 @@ import click
 
 from mlpd.cli.lazy import AS_JSON, Failure
 from mlpd.cli.output import (
+    print_json,
     print_lines,
     print_pairs,
     print_table,
     progress,
     show_bytes,
+    show_duration,
+    show_time,
 )
 from mlpd.cli.session import Session, connected, examples
 
@@ -52,6 +55,77 @@ def fsck(session: Session, data_dir: Path, *, deep: bool, repair: bool, online: 
     session.show(report, _print_report)
     if not report["clean"]:
         click.get_current_context().exit(EXIT_PROBLEMS)
+
+
+@click.command(epilog=examples("mlpd backup /backups/mlpd-2026-11-23", "mlpd backup --copy DEST"))
+@click.argument("destination", metavar="DEST", type=click.Path(path_type=Path))
+@click.option("--copy", is_flag=True, help="Copy segments and models even where links would do.")
+@connected
+def backup(session: Session, destination: Path, *, copy: bool) -> None:
+    """Back up a running daemon.
+
+    Everything acknowledged until now goes to DEST, a new or empty folder on the daemon's host,
+    while the daemon goes on working.  On the same filesystem segments and models are hard links:
+    quick, but on the same disk.
+    """
+    with progress("the daemon writes a backup"):
+        done = session.patient_client.backup(str(destination.absolute()), copy=copy)
+    session.show(done, _print_backup)
+
+
+def _print_backup(done: dict[str, Any]) -> None:
+    shared = done["linked_bytes"]
+    print_pairs(
+        {
+            "backup": done["destination"],
+            "sequence": done["sequence"],
+            "time": show_time(done["time"]),
+            "holds": f"{show_bytes(done['size_bytes'])} in {done['files']:,} files",
+            "shared": f"{show_bytes(shared)} by hard links" if shared else None,
+            "store grew by": show_bytes(done["lmdb_growth_bytes"]),
+            "took": show_duration(done["took_s"]),
+        }
+    )
+
+
+@click.command(epilog=examples("mlpd restore /backups/mlpd-2026-11-23 --data-dir mlpd-data"))
+@click.argument(
+    "source", metavar="BACKUP", type=click.Path(path_type=Path, exists=True, file_okay=False)
+)
+@data_dir_option
+@click.option("--despite-problems", is_flag=True, help="Even if fsck finds something wrong.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+def restore(source: Path, data_dir: Path, *, despite_problems: bool, as_json: bool) -> None:
+    """Bring a backup back.
+
+    Every file is verified first, then copied to the data directory, which must be new or empty,
+    and checked as by mlpd fsck.  Only then the directory gets its name.
+    """
+    click.get_current_context().meta[AS_JSON] = as_json
+    from mlpd.core.time import system_clock
+    from mlpd.daemon.restore import restore as run
+
+    with progress("restoring") as bar:
+        done = run(
+            source,
+            data_dir,
+            system_clock,
+            despite_problems=despite_problems,
+            on_stage=lambda stage: bar.describe(f"restoring: {stage}"),
+        )
+    if as_json:
+        print_json(done)
+        return
+    print_pairs(
+        {
+            "restored": done["data_directory"],
+            "sequence": done["sequence"],
+            "as of": show_time(done["time"]),
+            "holds": f"{show_bytes(done['size_bytes'])} in {done['files']:,} files",
+            "fsck": "clean" if done["fsck"]["clean"] else "problems",
+        }
+    )
+    print_lines("", f"Start it:  mlpd serve --data-dir {data_dir} --config {data_dir}/config.toml")
 
 
 def _ask(session: Session) -> dict[str, Any]:

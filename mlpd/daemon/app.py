@@ -10,6 +10,7 @@ from mlpd.core.config import Config
 from mlpd.core.kernels import load_kernels, precompile
 from mlpd.core.time import MIN_TIME_US, Clock, format_time, system_clock
 from mlpd.daemon.audit import Audit
+from mlpd.daemon.backup import Backup
 from mlpd.daemon.collectors import ingest_collector, outcome_collector, storage_collector
 from mlpd.daemon.definitions import DefinitionsVerb
 from mlpd.daemon.experiments import Experiments
@@ -152,6 +153,9 @@ class Daemon:
         )
         self.history = History(self.environment, self.state, self.paths)
         self.fsck = Fsck(self.paths)
+        self.backup = Backup(
+            self.environment, self.writer, self.predictions, self.paths, self.config
+        )
 
     def _build_training(self) -> None:
         storage = self.config.storage

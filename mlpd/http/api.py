@@ -153,6 +153,7 @@ def _build_operation(daemon: Daemon, document: dict[str, Any]) -> list[Route]:
         Route("GET", "/healthz", "public", operation.alive, answer=_operation.ALIVE),
         Route("GET", "/readyz", "public", operation.ready, answer=_operation.READY),
         Route("GET", "/v1/status", "read", operation.status, answer=_operation.STATUS),
+        Route("POST", "/v1/backup", "admin", keeping.backup, m.BACKUP, m.BACKED_UP),
         Route("POST", "/v1/fsck", "admin", keeping.fsck, answer=m.REPORT),
         Route("GET", "/openapi.json", "read", operation.openapi, produces=(JSON, MSGPACK)),
         Route("GET", "/docs", "read", operation.docs, produces=("text/markdown",)),
