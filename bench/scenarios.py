@@ -11,6 +11,7 @@ from typing import Any
 
 import msgpack
 
+from bench.backup import backup
 from bench.load import Target, compare
 from bench.world import JOB, ROUTE, SERVICE, World, build_requests, open_world
 from mlpd.core.time import SECOND_US, system_clock
@@ -119,4 +120,5 @@ SCENARIOS: dict[str, Callable[[float, int], Figures]] = {
     "read": read,
     "predict": predict,
     "ingest": ingest,
+    "backup": backup,
 }
