@@ -89,9 +89,7 @@ def _print_backup(done: dict[str, Any]) -> None:
 
 
 @click.command(epilog=examples("mlpd restore /backups/mlpd-2026-11-23 --data-dir mlpd-data"))
-@click.argument(
-    "source", metavar="BACKUP", type=click.Path(path_type=Path, exists=True, file_okay=False)
-)
+@click.argument("source", metavar="BACKUP", type=click.Path(path_type=Path))
 @data_dir_option
 @click.option("--despite-problems", is_flag=True, help="Even if fsck finds something wrong.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
