@@ -4,7 +4,7 @@ Runs in fsck's child.  Memory: the rows of one compaction; disk: as much as the 
 """
 
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -54,6 +54,16 @@ class Block:
     columns: Columns
     stamps: Stamps
 
+    @property
+    def rows(self) -> int:
+        """Number of events, at least 1."""
+        return len(self.stamps.sequences)
+
+    @property
+    def newest_us(self) -> int:
+        """Newest known_time of them."""
+        return int(self.stamps.known_us.max())
+
 
 def compare_with_replay(
     environment: Environment, data: DataDirectory, catalog: Catalog, on_difference: OnDifference
@@ -79,22 +89,37 @@ def _replay(
     events, newest_us = 0, MIN_TIME_US
     writer = Writer(scratch)
     try:
-        for block in _blocks(environment, data, catalog):
-            newest_us = max(newest_us, int(block.stamps.known_us.max()))
-            views = catalog.views_by_source[block.source]
+        for blocks in _batches(_blocks(environment, data, catalog)):
             writer.write_blocking(
-                partial(_apply, views=views, block=block, newest_known_us=newest_us)
+                partial(_apply, catalog=catalog, blocks=blocks, after_us=newest_us)
             )
-            events += len(block.stamps.sequences)
+            events += sum(block.rows for block in blocks)
+            newest_us = max(newest_us, *(block.newest_us for block in blocks))
     finally:
         writer.close()
     return events, newest_us
 
 
-def _apply(
-    txn: WriteTransaction, views: tuple[ViewPlan, ...], block: Block, newest_known_us: int
-) -> None:
-    apply_batch(txn, views, block.columns, block.stamps, newest_known_us)
+def _batches(blocks: Iterator[Block]) -> Iterator[list[Block]]:
+    """Yield blocks for one commit each: records of single rows would else take one each."""
+    batch: list[Block] = []
+    rows = 0
+    for block in blocks:
+        batch.append(block)
+        rows += block.rows
+        if rows >= BLOCK_ROWS:
+            yield batch
+            batch, rows = [], 0
+    if batch:
+        yield batch
+
+
+def _apply(txn: WriteTransaction, catalog: Catalog, blocks: Sequence[Block], after_us: int) -> None:
+    newest_us = after_us
+    for block in blocks:
+        newest_us = max(newest_us, block.newest_us)
+        views = catalog.views_by_source[block.source]
+        apply_batch(txn, views, block.columns, block.stamps, newest_us)
 
 
 def _blocks(environment: Environment, data: DataDirectory, catalog: Catalog) -> Iterator[Block]:
