@@ -153,9 +153,6 @@ class Daemon:
         )
         self.history = History(self.environment, self.state, self.paths)
         self.fsck = Fsck(self.paths)
-        self.backup = Backup(
-            self.environment, self.writer, self.predictions, self.paths, self.config
-        )
 
     def _build_training(self) -> None:
         storage = self.config.storage
@@ -164,6 +161,14 @@ class Daemon:
             self.writer,
             self.paths,
             policy=CompactionPolicy(tail_rows=storage.compact_rows),
+        )
+        self.backup = Backup(
+            self.environment,
+            self.writer,
+            self.predictions,
+            self.compactor,
+            self.paths,
+            self.config,
         )
         self.definitions = DefinitionsVerb(
             self.environment, self.writer, self.state, self.compactor, self.paths

@@ -10,6 +10,7 @@ from mlpd.core.config import Config, format_config
 from mlpd.core.errors import ConflictError, OverloadedError, StorageFullError, ValidationError
 from mlpd.daemon.predictions import PredictionLog
 from mlpd.daemon.process import Child
+from mlpd.storage.compactor import Compactor
 from mlpd.storage.environment import Environment
 from mlpd.storage.files import DataDirectory, make_dirs
 from mlpd.storage.writer import Writer
@@ -32,6 +33,7 @@ class Backup:
         environment: Environment,
         writer: Writer,
         log: PredictionLog,
+        compactor: Compactor,
         paths: DataDirectory,
         config: Config,
         *,
@@ -40,6 +42,7 @@ class Backup:
         self._environment = environment
         self._writer = writer
         self._log = log
+        self._compactor = compactor
         self._paths = paths
         self._config = config
         self._growth_bytes_min = growth_bytes_min
@@ -53,7 +56,8 @@ class Backup:
     async def run(self, destination: str, *, copy: bool = False) -> dict[str, Any]:
         """Write a backup to `destination`, an absolute path to nothing or an empty folder.
 
-        `copy`: no hard links.  It holds everything acknowledged before the call.  Raises
+        `copy`: no hard links.  It holds everything acknowledged before the call; an apply or a
+        compaction under way is waited for, the next one waits.  Raises
         ConflictError (`backup_running`, `destination_not_empty`, `file_differs`,
         `backup_failed`), ValidationError, StorageFullError, OverloadedError(
         code="backup_outgrown"); whatever it raises, nothing is left at the destination.
@@ -67,7 +71,10 @@ class Backup:
         async with self._lock:
             target = await asyncio.to_thread(self._prepare, destination)
             try:
-                return await self._write(target, link=not copy)
+                # An apply builds its views' rows before they are defined; a copy taken meanwhile
+                # would have them, and the next apply there would count them as its own.
+                async with self._compactor.paused():
+                    return await self._write(target, link=not copy)
             except BaseException:
                 await asyncio.shield(asyncio.to_thread(_remove_content, target))
                 raise

@@ -20,7 +20,7 @@ from mlpd.core.time import system_clock
 from mlpd.daemon.child import Send
 from mlpd.daemon.offline import WINDOW_KERNELS
 from mlpd.daemon.predictions import Label, decode_prediction
-from mlpd.daemon.repair import repair
+from mlpd.daemon.repair import UNAPPLIED, repair
 from mlpd.daemon.replay_check import compare_with_replay
 from mlpd.daemon.state import CURRENT_KEY
 from mlpd.features.catalog import Catalog, build_catalog
@@ -49,6 +49,7 @@ _RESTORE = "Restore from a backup: mlpd restore BACKUP --data-dir DIR."
 _REPAIR = "Stop the daemon and run mlpd fsck --repair."
 HINTS = {
     "manifest_copy": "LMDB's is the one that counts; only rebuilding by hand would need the copy.",
+    UNAPPLIED: "Run mlpd fsck --repair before the next mlpd apply.",
     "blob_writable": "chmod 0444 it: blobs never change.",
     "index_differs": "The next start, or --repair, writes it anew.",
     "journal_differs": f"{_REPAIR}  Where LMDB is whole the next start writes it anew.",
@@ -147,7 +148,7 @@ def check_directory(
         if catalog is None:
             found.skip("without definitions rows have no meaning", "online")
         else:
-            _check_online(environment, catalog, found)
+            _check_online(environment, catalog, found, online=online)
         tell("tables")
         _check_tables(environment, found)
         tell("registry")
@@ -237,15 +238,21 @@ def _logged_document(environment: Environment) -> str | None:
     return str(records[-1].columns()["document"].to_list()[0]) if records else None
 
 
-def _check_online(environment: Environment, catalog: Catalog, found: Findings) -> None:
+def _check_online(
+    environment: Environment, catalog: Catalog, found: Findings, *, online: bool
+) -> None:
     views = {view.view_id: view for view in catalog.views.values()}
-    rows = former = size_bytes = 0
+    rows = former = unapplied = size_bytes = 0
     for part in scan_parts(environment, Table.ONLINE):
         rows += len(part.rows)
         size_bytes += sum(len(value) for _, value in part.rows)
         former += sum(view_id_of(key) not in views for key, _ in part.rows)
+        unapplied += sum(view_id_of(key) >= catalog.next_view_id for key, _ in part.rows)
         for key, fault in find_faults(views, part.rows, part.head.known_us + 1):
             found.add("online", "online_damaged", _row_name(views.get(view_id_of(key)), key), fault)
+    if unapplied and not online:  # beside a daemon they may be those of an apply under way
+        message = f"{unapplied} rows of views that were never applied: the next apply counts them"
+        found.add("online", UNAPPLIED, "an apply that was killed", message)
     found.checked["online"] = {"rows": rows, "bytes": size_bytes, "of_former_views": former}
 
 

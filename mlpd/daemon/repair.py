@@ -1,17 +1,30 @@
-"""What `mlpd fsck --repair` mends: the registry's records, and files of unfinished compactions."""
+"""What `mlpd fsck --repair` mends: lost records of the registry, leftovers of killed work."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from functools import partial
+
+import msgpack
 
 from mlpd.core.errors import ConflictError
 from mlpd.core.time import system_clock
+from mlpd.daemon.state import CURRENT_KEY
+from mlpd.features.check import view_id_of
 from mlpd.registry.exports import export, require_records
 from mlpd.registry.layout import Layout
 from mlpd.registry.rebuild import rebuild
+from mlpd.storage.check import scan_parts
 from mlpd.storage.environment import Environment
 from mlpd.storage.files import DataDirectory
 from mlpd.storage.segments import remove_orphans
+from mlpd.storage.tables import Table
+from mlpd.storage.transactions import WriteTransaction
 from mlpd.storage.writer import Writer
 
+DELETED_TOGETHER = 20_000
+UNAPPLIED = "online_unapplied"
+"""The problem of rows that the next apply would take for its own."""
+
+EMPTY_STATE = msgpack.packb({"next_view_id": 1})
 EXPORTS = frozenset(("layout", "index_differs", "journal_differs"))
 """Problems of the registry that rebuilding its records, or writing its exports anew, mends."""
 
@@ -26,6 +39,8 @@ def repair(data: DataDirectory, problems: Iterable[tuple[str, str]], done: list[
     environment = Environment.open(data.lmdb, clock=system_clock)
     try:
         done += _remove_files(environment, data, found)
+        if ("online", UNAPPLIED) in found:
+            done += _remove_unapplied(environment)
         if any(section == "registry" and code in EXPORTS for section, code in found):
             done += _mend_registry(environment, data)
     finally:
@@ -41,6 +56,30 @@ def _remove_files(
     with environment.snapshot() as snapshot:
         removed = remove_orphans(snapshot, data.segments)
     return [f"removed segments/{path.relative_to(data.segments)}" for path in sorted(removed)]
+
+
+def _remove_unapplied(environment: Environment) -> list[str]:
+    """Remove the rows of view ids beyond the last: an apply was killed as it built them."""
+    with environment.snapshot() as snapshot:
+        state = msgpack.unpackb(snapshot.get(Table.DEFINITIONS, CURRENT_KEY) or EMPTY_STATE)
+    keys = [
+        key
+        for part in scan_parts(environment, Table.ONLINE)
+        for key, _ in part.rows
+        if view_id_of(key) >= state["next_view_id"]
+    ]
+    writer = Writer(environment)
+    try:
+        for start in range(0, len(keys), DELETED_TOGETHER):
+            writer.write_blocking(partial(_delete, keys=keys[start : start + DELETED_TOGETHER]))
+    finally:
+        writer.close()
+    return [f"removed {len(keys)} online rows of an apply that was killed"]
+
+
+def _delete(txn: WriteTransaction, keys: Sequence[bytes]) -> None:
+    for key in keys:
+        txn.delete(Table.ONLINE, key)
 
 
 def _mend_registry(environment: Environment, data: DataDirectory) -> list[str]:

@@ -292,7 +292,8 @@ class TestFailedBackup:
     ) -> None:
         monkeypatch.setattr(backup_module, "_WATCH_S", 0.0)
         verb = Backup(
-            *(daemon.environment, daemon.writer, daemon.predictions, daemon.paths, daemon.config),
+            *(daemon.environment, daemon.writer, daemon.predictions, daemon.compactor),
+            *(daemon.paths, daemon.config),
             growth_bytes_min=-(1 << 40),
         )
         with pytest.raises(OverloadedError) as caught:
@@ -316,6 +317,28 @@ class TestFailedBackup:
         assert not (tmp_path / "first").exists()
         await daemon.backup.run(str(tmp_path / "third"))
         assert load_backup(tmp_path / "third").sequence == 0
+
+
+async def test_an_apply_under_way_is_waited_for(
+    daemon: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it has built so far isn't defined yet: in a copy it would be nobody's."""
+    started: list[str] = []
+
+    class Noted(backup_module.Child):
+        def __init__(self, entry: str, *args: Any, **kwargs: Any) -> None:
+            started.append(entry)
+            super().__init__(entry, *args, **kwargs)
+
+    monkeypatch.setattr(backup_module, "Child", Noted)
+    async with daemon.compactor.paused():  # as apply holds it
+        backing_up = asyncio.create_task(daemon.backup.run(str(tmp_path / "backup")))
+        await asyncio.to_thread(wait_until, (tmp_path / "backup").exists)
+        await asyncio.sleep(0.3)  # the child would be started by now
+        assert started == []
+    await backing_up
+    assert started == ["backup"]
+    assert load_backup(tmp_path / "backup").sequence == 0
 
 
 class TestDamagedBackup:

@@ -325,6 +325,23 @@ class TestRepair:
         assert "Repaired: brought 2 records of the registry back into LMDB" in done.stdout
         assert tools.rows_of(data, Table.MODELS) == before
 
+    def test_rows_of_a_killed_apply_go(self, data: DataDirectory, tools: Any) -> None:
+        before = tools.rows_of(data, Table.ONLINE)
+        strays = {key[:2] + u64be(77)[4:] + key[6:]: value for key, value in before}
+
+        def add(txn: Any) -> None:
+            for key, value in strays.items():
+                txn.put(Table.ONLINE, key, value)
+
+        tools.write(data, add)
+        assert codes(check(data)) == {"online_unapplied"}
+        report = check(data, repair=True)
+        assert report["clean"]
+        assert report["repaired"] == [
+            f"removed {len(strays)} online rows of an apply that was killed"
+        ]
+        assert tools.rows_of(data, Table.ONLINE) == before
+
     def test_files_of_an_unfinished_compaction_go(self, data: DataDirectory, tools: Any) -> None:
         stray = data.segments / "clicks" / "2013-01-01" / "9000-9999.parquet"
         shutil.copy(data.segments / the_manifest(data, tools).segments[0].path, stray)
