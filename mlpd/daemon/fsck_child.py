@@ -39,6 +39,9 @@ from mlpd.training.runs import Run
 PROBLEMS_MAX = 1_000
 """Problems that a report lists; the rest is counted."""
 
+VERSION_PREFIX = b"v"
+"""Of the keys of kept versions in the table DEFINITIONS."""
+
 CONFIRMATIONS = 3
 _CONFIRM_S = 0.5
 """How often, and how long after each other, a registry that others change is checked."""
@@ -191,7 +194,8 @@ def _check_definitions(
 ) -> Catalog | None:
     """Return the catalog that runs, None if it can't be built."""
     stored = {k: v for part in scan_parts(environment, Table.DEFINITIONS) for k, v in part.rows}
-    current = stored.pop(CURRENT_KEY, None)
+    current = stored.get(CURRENT_KEY)
+    stored = {key: value for key, value in stored.items() if key[:1] == VERSION_PREFIX}
     found.checked["definitions"] = {"versions": len(stored)}
     for key, value in stored.items():
         _decoded(found, "definitions", _version_name(key), _parse_state, value)
