@@ -262,6 +262,23 @@ def test_what_a_destination_may_not_be(tmp_path: Path, tools: Any) -> None:
         assert (tmp_path / "new" / "backup").stat().st_mode & 0o077 == 0
 
 
+def test_a_body_of_nonsense_is_refused_by_name(tmp_path: Path, tools: Any) -> None:
+    good, nonsense = str(tmp_path / "backup"), f"{tmp_path}/{'x' * 300}"
+    bodies = [
+        *(None, [], "x", {}, {"copy": True}, {"destination": None}, {"destination": 5}),
+        *({"destination": [good]}, {"destination": good, "copy": "yes"}),
+        *({"destination": good, "link": True}, {"destination": "~/backup"}),
+        *({"destination": nonsense}, {"destination": f"{nonsense}/below"}),
+        *({"destination": f"{tmp_path}/\ud800"}, {"destination": "\x00"}, {"destination": "/"}),
+    ]
+    with tools.edges.serve(tmp_path / "data") as running:
+        for body in bodies:
+            status, value, _ = running.call("POST", "/v1/backup", body)
+            assert status == 400, (body, value)
+            assert value["error"]["code"], body
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+
+
 def test_settings_come_along(data: DataDirectory, tmp_path: Path, tools: Any) -> None:
     with tools.edges.serve(data.root, body_bytes_max=12345) as running:
         with Client(running.url) as client:

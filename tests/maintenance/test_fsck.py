@@ -1,5 +1,6 @@
 """`mlpd fsck` on a stopped data directory: whatever is damaged is found and named."""
 
+import asyncio
 import hashlib
 import json
 import random
@@ -17,6 +18,7 @@ from click.testing import CliRunner, Result
 
 from mlpd.cli import main
 from mlpd.client import Client
+from mlpd.core.errors import ConflictError
 from mlpd.core.time import system_clock
 from mlpd.daemon.fsck import check_stopped
 from mlpd.storage.files import DataDirectory
@@ -112,6 +114,18 @@ class TestCannotRun:
         done = fsck("--online", option)
         assert done.exit_code == 2
         assert "stands still" in done.stderr
+
+
+async def test_a_daemon_checks_itself_once_at_a_time(daemon: Any) -> None:
+    first = asyncio.create_task(daemon.fsck.run())
+    await asyncio.sleep(0)  # it has begun
+    with pytest.raises(ConflictError) as caught:
+        await daemon.fsck.run()
+    assert caught.value.code == "fsck_running"
+    report = await first
+    assert report["problems"] == []
+    assert report["checked"].keys() == SECTIONS - {"pages"}
+    assert report["skipped"].keys() == {"pages"}
 
 
 class TestDamagedLog:
