@@ -9,8 +9,8 @@ from typing import Any, Final
 
 import numpy as np
 
+from bench.daemon import Served, serve
 from mlpd.cli.definitions import conf_folder, load_folder
-from mlpd.cli.demo.process import DaemonProcess, running_daemon
 from mlpd.client import Client
 from mlpd.core.errors import MlpdError
 from mlpd.core.time import DAY_US, HOUR_US, MINUTE_US
@@ -29,11 +29,10 @@ Columns = dict[str, list[Any]]
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """A running daemon with flights in it; `rows` are requests of the service's entities."""
+    """A running daemon with flights in it."""
 
-    daemon: DaemonProcess
+    daemon: Served
     client: Client
-    rows: list[dict[str, Any]]
 
 
 def build_events(flights: int, *, now_us: int, seed: int = 1) -> dict[str, Columns]:
@@ -91,16 +90,18 @@ def build_requests(count: int, *, seed: int = 2) -> list[dict[str, Any]]:
 
 
 @contextmanager
-def open_world(directory: Path, flights: int, *, model: bool = False) -> Iterator[World]:
+def open_world(
+    directory: Path, flights: int, *, model: bool = False, **settings: Any
+) -> Iterator[World]:
     """Start a daemon in `directory` on flights; `model` trains one and opens a route to it."""
-    with running_daemon(directory, 0) as daemon, Client(daemon.url, timeout_s=300.0) as client:
-        try:
-            fill(client, flights)
-            if model:
-                train(client)
-            yield World(daemon, client, build_requests(2_000))
-        finally:
-            daemon.stop()
+    with (
+        serve(directory, **settings) as daemon,
+        Client(daemon.url, timeout_s=300.0) as client,
+    ):
+        fill(client, flights)
+        if model:
+            train(client)
+        yield World(daemon, client)
 
 
 def fill(client: Client, flights: int) -> None:
@@ -114,12 +115,17 @@ def fill(client: Client, flights: int) -> None:
 
 def train(client: Client) -> None:
     """Train a version, make it the champion and open the route that serves it."""
-    run = client.runs.wait(client.runs.start(JOB, deploy="none")["run_id"])
-    if run["state"] != "succeeded":
-        raise MlpdError(f"the model could not be trained: {run['error']}", code="bench_failed")
+    train_version(client)
     client.models.move_alias(JOB, "champion", 1, why="bench")
     arms = [{"name": "champion", "model": f"{JOB}@champion"}]
     client.routes.put(ROUTE, {"service": SERVICE, "arms": arms})
+
+
+def train_version(client: Client) -> None:
+    """Train one more version; it is deployed nowhere."""
+    run = client.runs.wait(client.runs.start(JOB, deploy="none")["run_id"])
+    if run["state"] != "succeeded":
+        raise MlpdError(f"the model could not be trained: {run['error']}", code="bench_failed")
 
 
 def _times(event_us: "np.ndarray[Any, np.dtype[np.int64]]") -> Columns:

@@ -130,13 +130,16 @@ class Process:
     directory: Path
     process: "subprocess.Popen[str]" = field(init=False)
     url: str = ""
+    options: tuple[str, ...] = ()
+    environment: dict[str, str] | None = None
 
     def start(self) -> "Process":
         """Start and wait until it is ready."""
         command = [sys.executable, "-m", "mlpd", "serve"]
         self.process = subprocess.Popen(
-            [*command, "--data-dir", str(self.directory), "--port", "0"],
+            [*command, "--data-dir", str(self.directory), "--port", "0", *self.options],
             stdout=subprocess.PIPE,
+            env=self.environment,
             text=True,
         )
         assert self.process.stdout is not None

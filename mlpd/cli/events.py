@@ -110,7 +110,7 @@ def _print_sent(source: str, answer: dict[str, Any]) -> None:
     again = ", as before: this key was used already" if answer["replayed"] else ""
     print_lines(f"{answer['accepted']:,} stored in {source} (sequence {answer['sequence']}){again}")
     if answer["clamped"]:
-        print_lines(f"{answer['clamped']:,} lay ahead of the clock and got their arrival's time")
+        print_lines(f"{answer['clamped']:,} lay ahead and got the time at which they were known")
     _print_reasons(answer["rejected"], len(answer["rejected"]))
 
 
@@ -123,6 +123,7 @@ def _print_imported(done: dict[str, Any]) -> None:
             "rows": done["rows"],
             "stored": done["accepted"],
             "of which before": done["replayed"] or None,
+            "of which clamped": done["clamped"] or None,
             "refused": done["rejected"] or None,
             "rows per second": done["rows_per_s"],
         }

@@ -152,8 +152,8 @@ def _print_experiment(answer: dict[str, Any]) -> None:
             "sample ratio": f"{'ALARM' if ratio['alarm'] else 'ok'} (p = {ratio['p_value']:.3g})",
         }
     )
-    for index, phase in enumerate(result["phases"]):
-        _print_phase(index, phase)
+    for phase in result["phases"]:
+        _print_phase(phase)
     rows = [
         (
             *(c["metric"], f"{c['arm']} - {c['control']}"),
@@ -166,7 +166,7 @@ def _print_experiment(answer: dict[str, Any]) -> None:
     print_table(headers, rows, title="Comparisons")
 
 
-def _print_phase(index: int, phase: dict[str, Any]) -> None:
+def _print_phase(phase: dict[str, Any]) -> None:
     names = sorted({name for arm in phase["arms"].values() for name in arm["metrics"]})
     rows = [
         (
@@ -175,7 +175,7 @@ def _print_phase(index: int, phase: dict[str, Any]) -> None:
         )
         for arm, values in phase["arms"].items()
     ]
-    title = f"Phase {index + 1}, since {show_time(phase['started_us'])}"
+    title = f"Phase {phase['phase']}, since {show_time(phase['started_us'])}"
     print_table(["arm", "weight", "units", *names], rows, title=title)
 
 

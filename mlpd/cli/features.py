@@ -55,8 +55,15 @@ def list_features(session: Session, *, view: str | None, service: str | None) ->
 @click.argument("service")
 @click.argument("keys", nargs=-1, metavar="NAME=VALUE...")
 @click.option("--at", metavar="TIME", help="A moment other than now, for replays.")
+@click.option(
+    "--on-stale",
+    type=click.Choice(["null", "value", "error"]),
+    help="What a value older than its ttl becomes: null or its default, itself, or an error.",
+)
 @connected
-def read(session: Session, service: str, keys: tuple[str, ...], *, at: str | None) -> None:
+def read(
+    session: Session, service: str, keys: tuple[str, ...], *, at: str | None, on_stale: str | None
+) -> None:
     """Read the features of one entity as a model would see them now.
 
     SERVICE is a feature service, or single features separated by commas.  NAME=VALUE gives entity
@@ -70,7 +77,7 @@ def read(session: Session, service: str, keys: tuple[str, ...], *, at: str | Non
     closure = closure or definitions_closure(definitions, service)
     row = _row(keys, {**closure.key_columns, **closure.service.request})
     asked: dict[str, Any] = {"features": single} if single else {"service": service}
-    answer = session.client.read_features(entities=[row], at=at, **asked)
+    answer = session.client.read_features(entities=[row], at=at, on_stale=on_stale, **asked)
     session.show(answer, _print_read)
 
 

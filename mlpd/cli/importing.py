@@ -51,8 +51,9 @@ class FileImport:
     def run(self) -> dict[str, Any]:
         """Send the file and return what became of its rows.
 
-        `rows`, `accepted`, `replayed` (of these, stored by an earlier run), `rejected`, `reasons`
-        (the first 100; `index` counts rows from 0), `ignored` columns, `digest`, `rows_per_s`.
+        `rows`, `accepted`, `replayed` (of these, stored by an earlier run), `clamped` (to their
+        known_at), `rejected`, `reasons` (the first 100; `index` counts rows from 0), `ignored`
+        columns, `digest`, `rows_per_s`.
         Raises ValidationError or NotFoundError before anything is sent.
         """
         started = time.monotonic()
@@ -66,6 +67,7 @@ class FileImport:
             "rows": total,
             "accepted": 0,
             "replayed": 0,
+            "clamped": 0,
             "rejected": 0,
             "reasons": [],
             "ignored": [name for name in names if name not in columns],
@@ -110,6 +112,7 @@ class FileImport:
             answer = self._client.events.send(self._source, columns, idempotency_key=key)
         done["accepted"] += answer["accepted"]
         done["replayed"] += answer["accepted"] if answer["replayed"] else 0
+        done["clamped"] += answer["clamped"]
         done["rejected"] += len(answer["rejected"])
         room = REASONS_MAX - len(done["reasons"])
         done["reasons"] += [

@@ -19,7 +19,7 @@ SECTIONS = {
     },
     "Models": {
         "jobs": Lazy("mlpd.cli.jobs:jobs", "List training jobs and run them."),
-        "runs": Lazy("mlpd.cli.runs:runs", "Follow, read and cancel training runs."),
+        "runs": Lazy("mlpd.cli.runs:runs", "Follow, read, cancel and retry training runs."),
         "models": Lazy("mlpd.cli.models:models", "List models, move their aliases."),
         "routes": Lazy("mlpd.cli.routes:routes", "Decide which models answer."),
         "experiments": Lazy("mlpd.cli.experiments:experiments", "Compare models on live traffic."),

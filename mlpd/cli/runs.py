@@ -27,7 +27,7 @@ FINISHED = ("succeeded", "failed", "cancelled")
 
 @click.group(cls=OrderedGroup)
 def runs() -> None:
-    """Follow, read and cancel training runs."""
+    """Follow, read, cancel and retry training runs."""
 
 
 @runs.command("list")
@@ -69,6 +69,14 @@ def cancel(session: Session, run: str) -> None:
     Its processes are gone when this returns.
     """
     session.show(session.client.runs.cancel(run), print_run)
+
+
+@runs.command()
+@click.argument("run")
+@connected
+def retry(session: Session, run: str) -> None:
+    """Queue a new run like one that failed or was cancelled."""
+    session.show(session.client.runs.retry(run), print_run)
 
 
 def follow_run(session: Session, run_id: str) -> dict[str, Any]:

@@ -198,6 +198,10 @@ class Runs(_Group[A, Text, Frame]):
         """Stop a queued or running run."""
         return self._object(r.call("POST", "v1", "runs", run_id, "cancel", repeatable=False))
 
+    def retry(self, run_id: str) -> A:
+        """Queue a new run like one that failed or was cancelled; returns the new one."""
+        return self._object(r.call("POST", "v1", "runs", run_id, "retry", repeatable=False))
+
     def log(self, run_id: str) -> Text:
         """Return the end of a run's log, at most 1 MiB."""
         found: Text = self._client.send(r.get("v1", "runs", run_id, "log"))
@@ -277,6 +281,8 @@ class Operations(Generic[A, Text, Frame]):
         """Return the features of entities as of now: of a service, or single ones.
 
         `entities` brings the keys and request fields; `request` types the fields of single ones.
+        `on_stale`: what a value older than its ttl becomes: `null` (or its default; this is the
+        default), `value` (it stays) or `error` (ConflictError).
         """
         fields = {
             "service": service,
@@ -298,16 +304,19 @@ class Operations(Generic[A, Text, Frame]):
         request: Mapping[str, str] | None = None,
         mode: str | None = None,
         statuses: bool | None = None,
+        on_stale: str | None = None,
     ) -> Frame:
         """Return a polars frame: the spine's columns and the features as of each `event_time`.
 
         `spine`: rows, columns or a polars frame with `event_time`, keys and request fields.
+        `on_stale`: as in `read_features`.
         """
         fields: dict[str, Any] = {
             "service": service,
             "features": None if features is None else list(features),
             "mode": mode,
             "statuses": statuses,
+            "on_stale": on_stale,
         }
         path = ("v1", "features", "history")
         if r.is_frame(spine) and request is None:

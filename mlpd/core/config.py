@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from mlpd.core.errors import ConfigurationError, MlpdError
-from mlpd.core.time import MINUTE_US, SECOND_US, format_duration, parse_duration
+from mlpd.core.time import DAY_US, MINUTE_US, SECOND_US, format_duration, parse_duration
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -56,6 +56,17 @@ class ServingConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class PredictionsConfig:
+    """`[predictions]`: how long served rows and their labels are kept."""
+
+    retention_us: int = 180 * DAY_US
+    """Since the row was served, whatever moment it was served as of."""
+    orphans_max: int = 100_000
+    """Labels that wait for their prediction; the oldest are dropped and counted."""
+    orphan_retention_us: int = 7 * DAY_US
+
+
+@dataclass(frozen=True, slots=True)
 class TrainingConfig:
     """`[training]`: the child processes that train."""
 
@@ -86,6 +97,7 @@ class Config:
     server: ServerConfig = field(default_factory=ServerConfig)
     storage: StorageConfig = field(default_factory=StorageConfig)
     serving: ServingConfig = field(default_factory=ServingConfig)
+    predictions: PredictionsConfig = field(default_factory=PredictionsConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     monitoring: MonitoringConfig = field(default_factory=MonitoringConfig)
 
@@ -94,6 +106,7 @@ _SECTIONS: dict[str, type[Any]] = {
     "server": ServerConfig,
     "storage": StorageConfig,
     "serving": ServingConfig,
+    "predictions": PredictionsConfig,
     "training": TrainingConfig,
     "monitoring": MonitoringConfig,
 }

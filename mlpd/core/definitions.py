@@ -171,7 +171,10 @@ class FeatureView:
 
 @dataclass(frozen=True)
 class WindowView:
-    """Aggregates of a source over sliding windows per entity: features `<aggregate>_<window>`."""
+    """Aggregates of a source over sliding windows per entity: features `<aggregate>_<window>`.
+
+    `defaults`: by feature, what stands in for the null of a window without values.
+    """
 
     name: str
     entity: Entity
@@ -181,6 +184,7 @@ class WindowView:
     hop: str | None = None
     closed: Literal["left", "right"] = "left"
     freshness: str | None = None
+    defaults: Mapping[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the document form."""
@@ -193,6 +197,7 @@ class WindowView:
             hop=self.hop,
             closed=self.closed,
             freshness=self.freshness,
+            defaults=dict(self.defaults) or None,
         )
 
     def feature_names(self) -> list[str]:

@@ -250,14 +250,6 @@ def _latest(
         features[column] = source.schema[column]
     if not features:
         raise fields.error("'features' needs at least one column of the source")
-    defaults = fields.mapping("defaults")
-    for feature, value in defaults.items():
-        if feature not in features:
-            raise fields.error(f"default for the unknown feature {feature!r}")
-        what = f"default of {feature!r}"
-        kept = convert_value(features[feature], value, f"{fields.where}: {what}")
-        if isinstance(kept, bytes) or (isinstance(kept, float) and not isfinite(kept)):
-            raise fields.error(f"the {what} can't be written as JSON: {kept!r:.60}")
     return ViewSpec(
         name=name,
         kind="latest",
@@ -266,8 +258,20 @@ def _latest(
         features=features,
         ttl_us=fields.duration("ttl"),
         freshness_us=freshness_us,
-        defaults=defaults,
+        defaults=_defaults(fields, features),
     )
+
+
+def _defaults(fields: _Fields, features: Mapping[str, DType]) -> dict[str, Any]:
+    defaults = fields.mapping("defaults")
+    for feature, value in defaults.items():
+        if feature not in features:
+            raise fields.error(f"default for the unknown feature {feature!r}")
+        what = f"default of {feature!r}"
+        kept = convert_value(features[feature], value, f"{fields.where}: {what}")
+        if isinstance(kept, bytes) or (isinstance(kept, float) and not isfinite(kept)):
+            raise fields.error(f"the {what} can't be written as JSON: {kept!r:.60}")
+    return defaults
 
 
 def _window(
@@ -301,6 +305,7 @@ def _window(
         hops_us=tuple(hops),
         aggregates=tuple(aggregates),
         closed=fields.choice("closed", ("left", "right"), "left"),
+        defaults=_defaults(fields, features),
     )
 
 

@@ -11,8 +11,14 @@ from mlpd.core.kernels import load_kernels, precompile
 from mlpd.core.time import MIN_TIME_US, Clock, format_time, system_clock
 from mlpd.daemon.audit import Audit
 from mlpd.daemon.backup import Backup
-from mlpd.daemon.collectors import ingest_collector, outcome_collector, storage_collector
+from mlpd.daemon.collectors import (
+    ingest_collector,
+    outcome_collector,
+    removal_collector,
+    storage_collector,
+)
 from mlpd.daemon.definitions import DefinitionsVerb
+from mlpd.daemon.dropped import DroppedViews
 from mlpd.daemon.experiments import Experiments
 from mlpd.daemon.feedback import Feedback
 from mlpd.daemon.fsck import Fsck
@@ -22,11 +28,15 @@ from mlpd.daemon.monitor import Monitor
 from mlpd.daemon.outcomes import Outcomes
 from mlpd.daemon.predict import Predict
 from mlpd.daemon.predictions import PredictionIds, PredictionLog
+from mlpd.daemon.publish import Publisher
 from mlpd.daemon.read import Read
+from mlpd.daemon.read_pool import ReadPool
+from mlpd.daemon.retention import Retention
 from mlpd.daemon.routes import Routes, Versions
 from mlpd.daemon.runs import Runs
 from mlpd.daemon.scheduler import JobScheduler
 from mlpd.daemon.state import CatalogState
+from mlpd.daemon.train import Train
 from mlpd.monitoring.performance import PerformanceTable
 from mlpd.registry.models import Registry
 from mlpd.serving.batcher import Batcher
@@ -47,6 +57,9 @@ KERNEL_MODULES = (
 )
 FLUSH_S = 0.05
 """How long a served row waits at most before the writer has it."""
+
+RETAIN_S = 600.0
+"""How often what is too old is looked for."""
 
 _BUSY_ROWS = 256
 """Waiting rows from which on shadows pause."""
@@ -130,9 +143,11 @@ class Daemon:
             self.config.monitoring.series_max,
         )
         self.read = Read(self.environment, self.state)
+        self.read_pool = ReadPool()
         self.predict = Predict(
             self.routes,
             self.read,
+            self.read_pool,
             self.experiments,
             self.predictions,
             self.shadows,
@@ -141,7 +156,16 @@ class Daemon:
             ids,
             self.config.serving.rows_max,
         )
-        self.feedback = Feedback(self.writer, self.predictions, self.clock, self.outcomes.labelled)
+        self.feedback = Feedback(
+            self.writer,
+            self.predictions,
+            self.clock,
+            self.outcomes.labelled,
+            self.config.predictions.orphans_max,
+        )
+        self.retention = Retention(
+            self.environment, self.writer, self.config.predictions, self.clock
+        )
         self.audit = Audit(
             self.environment,
             self.writer,
@@ -170,18 +194,25 @@ class Daemon:
             self.paths,
             self.config,
         )
+        self.dropped = DroppedViews(self.environment, self.writer, self.state)
         self.definitions = DefinitionsVerb(
-            self.environment, self.writer, self.state, self.compactor, self.paths
+            self.environment, self.writer, self.state, self.compactor, self.dropped, self.paths
+        )
+        train = Train(
+            self.environment,
+            self.state,
+            Publisher(self.registry, self.routes.refresh),
+            self.paths,
+            self.config.training,
+            self.clock,
         )
         self.runs = Runs(
             self.environment,
             self.writer,
             self.state,
-            self.registry,
-            self.paths,
-            self.config.training,
+            train,
+            self.config.training.concurrency,
             self.clock,
-            self.routes.refresh,
         )
         self.scheduler = JobScheduler(
             self.environment, self.writer, self.state, self.runs, self.clock
@@ -195,6 +226,9 @@ class Daemon:
             "outcomes",
             outcome_collector(self.feedback, self.predictions, self.shadows, self.audit),
         )
+        metrics.add_collector(
+            "retention", removal_collector(self.retention, self.feedback, self.dropped)
+        )
 
     async def start(self) -> None:
         """Load routes and begin to work; afterwards the daemon is ready."""
@@ -204,8 +238,11 @@ class Daemon:
         await self.routes.start()
         await self.runs.start()
         self.monitor.start()
+        rebuilding = asyncio.create_task(self._rebuild())
         self._tasks = [
-            asyncio.create_task(self._rebuild()),
+            rebuilding,
+            asyncio.create_task(self._retain_forever(rebuilding)),
+            asyncio.create_task(self.dropped.run_forever()),
             asyncio.create_task(self._flush_forever()),
             asyncio.create_task(self._compact_forever()),
             asyncio.create_task(self._schedule()),
@@ -224,6 +261,7 @@ class Daemon:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.runs.stop()
+        await asyncio.to_thread(self.read_pool.close)
         await self.batcher.close()
         await self.monitor.stop()
         self.predictions.flush()
@@ -271,6 +309,15 @@ class Daemon:
         while True:
             await asyncio.sleep(FLUSH_S)
             self.predictions.flush()
+
+    async def _retain_forever(self, rebuilding: "asyncio.Task[None]") -> None:
+        await asyncio.wait([rebuilding])  # what it reads must not go away under it
+        while True:
+            try:
+                await self.retention.run()
+            except Exception:  # noqa: BLE001 - nothing is lost by keeping rows; the next turn tries
+                _log.exception("old predictions could not be removed")
+            await asyncio.sleep(RETAIN_S)
 
     async def _compact_forever(self) -> None:
         while True:

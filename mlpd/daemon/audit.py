@@ -51,8 +51,9 @@ class Audit:
             await self._writer.write(lambda _: None)  # what was flushed is stored now
             with self._environment.snapshot() as snapshot:
                 through = snapshot.sequence
+                catalog = self._state.read_catalog(snapshot)
             request = {
-                **offline_request(self._paths, self._state.catalog, through),
+                **offline_request(self._paths, catalog, through),
                 "limit": limit,
                 "versions": await self._versions(),
             }

@@ -3,9 +3,11 @@
 from collections.abc import Iterable, Mapping
 
 from mlpd.daemon.audit import Audit
+from mlpd.daemon.dropped import DroppedViews
 from mlpd.daemon.feedback import Feedback
 from mlpd.daemon.ingest import Ingest
 from mlpd.daemon.predictions import PredictionLog
+from mlpd.daemon.retention import Retention
 from mlpd.monitoring.instruments import Descriptor
 from mlpd.monitoring.metrics import Collected, Collector
 from mlpd.serving.shadow import ShadowRunner
@@ -82,6 +84,21 @@ def outcome_collector(
             ),
             _by("mlpd_consistency_rows_total", "Audited rows by result.", "result", audit.rows),
         ]
+
+    return collect
+
+
+def removal_collector(retention: Retention, feedback: Feedback, dropped: DroppedViews) -> Collector:
+    """Return a collector of what was removed: too old, too much, of views that are gone."""
+
+    def collect() -> Iterable[Collected]:
+        removed = {
+            **retention.removed,
+            "orphans_over_limit": feedback.orphans_dropped,
+            "rows_of_dropped_views": dropped.removed,
+        }
+        name = "mlpd_removed_rows_total"
+        return [_by(name, "Rows removed, by what they were.", "what", removed)]
 
     return collect
 

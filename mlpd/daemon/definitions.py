@@ -16,9 +16,10 @@ import numpy as np
 from mlpd.core.columns import Columns, DType, decode_columns
 from mlpd.core.convert import column_of
 from mlpd.core.document import KINDS, parse_document
-from mlpd.core.errors import ConflictError, DefinitionError
+from mlpd.core.errors import ConflictError
 from mlpd.core.hashing import canonical_json
-from mlpd.core.specs import SourceSpec
+from mlpd.daemon.column_types import Sources, check_column_types
+from mlpd.daemon.dropped import DroppedViews, mark_dropped
 from mlpd.daemon.offline import offline_request
 from mlpd.daemon.process import Child
 from mlpd.daemon.scheduler import check_schedules
@@ -40,6 +41,10 @@ DEFINITIONS_SOURCE = "mlpd.definitions"
 
 BLOCK_ROWS = 20_000
 """Rows that a backfill applies in one transaction: about 100 ms of the writer."""
+
+
+_Types = tuple[Sources, Sources]
+"""Column types before an apply and after it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,12 +86,14 @@ class DefinitionsVerb:
         writer: Writer,
         state: CatalogState,
         compactor: Compactor,
+        dropped: DroppedViews,
         paths: DataDirectory,
     ) -> None:
         self._environment = environment
         self._writer = writer
         self._state = state
         self._compactor = compactor
+        self._dropped = dropped
         self._paths = paths
         self._lock = asyncio.Lock()
 
@@ -95,10 +102,10 @@ class DefinitionsVerb:
         wanted = parse_document(document)
         check_schedules(wanted.jobs.values())
         current = self._state.catalog
-        _check_column_types(current.definitions.sources, wanted.sources)
         changes = _diff(current.document, document)
         new = self._missing_views(document)
-        events = self._events_by_source({view.source for view in new.values()})
+        types = current.definitions.sources, wanted.sources
+        _, events = self._survey(types, {view.source for view in new.values()})
         backfill = {name: events[v.source] for name, v in new.items() if events.get(v.source)}
         return ChangePlan(current.version, changes, backfill)
 
@@ -111,25 +118,24 @@ class DefinitionsVerb:
         ConflictError(code="definitions_changed").  Compiles in a child process; serving goes on.
         """
         async with self._lock:
+            self._state.follow(self._environment)
             current = self._state.catalog
             if expected_version not in (None, current.version):
-                raise ConflictError(
-                    f"the definitions are at version {current.version}, not {expected_version}",
-                    code="definitions_changed",
-                    hint="Plan again and look at the difference.",
-                )
+                raise _definitions_changed(current.version, expected_version)
             plan = await asyncio.to_thread(self.plan, document)
             if plan.empty:
                 return plan
+            with self._environment.snapshot() as snapshot:
+                next_view_id = self._state.next_view_id(snapshot)
             catalog = await asyncio.to_thread(
                 self._state.build,
                 document,
                 version=current.version + 1,
                 view_ids=current.view_ids,
-                next_view_id=current.next_view_id,
+                next_view_id=next_view_id,
             )
             async with self._compactor.paused():
-                await self._backfill(catalog, list(plan.backfill))
+                await self._backfill(catalog)
             return ChangePlan(catalog.version, plan.changes, plan.backfill)
 
     def _missing_views(self, document: Mapping[str, Any]) -> dict[str, Any]:
@@ -137,33 +143,51 @@ class DefinitionsVerb:
         views = parse_document(document).views
         return {name: view for name, view in views.items() if view_key(view) not in known}
 
-    def _events_by_source(self, sources: set[str]) -> dict[str, int]:
-        with self._environment.snapshot() as snapshot:
-            return {source: _count_events(snapshot, source) for source in sources}
+    def _survey(self, types: _Types, sources: set[str]) -> tuple[int, dict[str, int]]:
+        """Return the newest sequence, and how many events each source has up to it.
 
-    async def _backfill(self, catalog: Catalog, names: Sequence[str]) -> None:
-        """Build the views `names` from the log, then swap."""
-        plans = [catalog.views[name] for name in names]
+        Raises DefinitionError if they don't agree with the new `types`.
+        """
         with self._environment.snapshot() as snapshot:
-            through = snapshot.sequence
-        for source in sorted({plan.view.source for plan in plans}):
-            views = [plan for plan in plans if plan.view.source == source]
-            await self._replay(catalog, source, views, through)
+            check_column_types(snapshot, *types)
+            return snapshot.sequence, {name: _count_events(snapshot, name) for name in sources}
+
+    async def _backfill(self, catalog: Catalog) -> None:
+        """Build the views that don't run yet from the log, then swap."""
+        current = self._state.catalog
+        types = current.definitions.sources, catalog.definitions.sources
+        running = set(current.view_ids.values())
+        new = [plan for plan in catalog.views.values() if plan.view_id not in running]
+        # Counted now, not when it was planned: first events may have come while it was compiled.
+        sources = {plan.view.source for plan in new}
+        through, events = await asyncio.to_thread(self._survey, types, sources)
+        filled = [plan for plan in new if events[plan.view.source]]
+        async with self._dropped.building(catalog, [plan.view_id for plan in filled]):
+            for source in sorted({plan.view.source for plan in filled}):
+                views = [plan for plan in filled if plan.view.source == source]
+                await self._replay(catalog, source, views, through)
+            await self._swap(catalog, new, through, types)
+
+    async def _swap(
+        self, catalog: Catalog, new: Sequence[ViewPlan], through: int, types: _Types
+    ) -> None:
+        """Apply to the new views what came after `through`, and run the catalog, at once."""
         previous = self._state.catalog
 
         def swap(txn: WriteTransaction) -> None:
-            for view in plans:
+            found = self._state.catalog_in(txn).version
+            if found != catalog.version - 1:  # one whose caller gave up was still written
+                raise _definitions_changed(found, catalog.version - 1)
+            check_column_types(txn, *types, after=through)
+            for view in new:
                 for block in _log_tail(txn, catalog, view.view.source, through):
                     _apply(txn, [view], block)
             _append_definitions(txn, catalog)
+            mark_dropped(txn, previous, catalog)
             self._state.store(txn, catalog)
-            self._state.catalog = catalog
 
-        try:
-            await self._writer.write(swap)
-        except BaseException:
-            self._state.catalog = previous
-            raise
+        await self._writer.write(swap)
+        self._state.follow(self._environment)
 
     async def _replay(
         self, catalog: Catalog, source: str, views: Sequence[ViewPlan], through: int
@@ -225,18 +249,12 @@ def _append_definitions(txn: WriteTransaction, catalog: Catalog) -> None:
     )
 
 
-def _check_column_types(old: Mapping[str, SourceSpec], new: Mapping[str, SourceSpec]) -> None:
-    """A column keeps its type for ever: the events that have it are in the log."""
-    for name, source in new.items():
-        before = old[name].schema if name in old else {}
-        for column, dtype in source.schema.items():
-            if before.get(column, dtype) is not dtype:
-                raise DefinitionError(
-                    f"source {name!r}: column {column!r} is {before[column]} in its events "
-                    f"and can't become {dtype}",
-                    code="column_type",
-                    hint="Add a column with another name; drop the old one when it is unused.",
-                )
+def _definitions_changed(found: int, expected: int | None) -> ConflictError:
+    return ConflictError(
+        f"the definitions are at version {found}, not {expected}",
+        code="definitions_changed",
+        hint="Plan again and look at the difference.",
+    )
 
 
 def _diff(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, dict[str, list[str]]]:

@@ -64,8 +64,8 @@ class Experiments:
         return {
             "spec": live.spec.to_dict(),
             "phases": [
-                {"started": format_time(p.started_us), "weights": dict(p.weights)}
-                for p in live.phases
+                {"phase": i, "started": format_time(p.started_us), "weights": dict(p.weights)}
+                for i, p in enumerate(live.phases, start=1)
             ],
             "result": live.state.result().to_dict(),
         }

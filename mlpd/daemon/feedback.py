@@ -1,11 +1,12 @@
 """Verb feedback: labels into the log and beside their predictions, then to those who learn.
 
 Idempotent: the last `label_time` wins, the same label again changes nothing.  A label whose
-prediction is not (yet) there waits in the LABELS table as an orphan.
+prediction is not (yet) there waits in the LABELS table as an orphan, listed in ORPHANS by arrival;
+beyond `orphans_max` of them the oldest are dropped.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -18,9 +19,11 @@ from mlpd.daemon.predictions import (
     Label,
     Prediction,
     PredictionLog,
+    arrival_key,
     decode_prediction,
     prediction_key,
 )
+from mlpd.daemon.retention import drop_orphans, oldest_keys
 from mlpd.storage.log import RecordKind, append
 from mlpd.storage.tables import Table
 from mlpd.storage.transactions import WriteTransaction
@@ -65,6 +68,14 @@ class _Row:
     time_us: int | None
 
 
+@dataclass(slots=True)
+class _Written:
+    changes: list[LabelChange] = field(default_factory=list)
+    stale: int = 0
+    orphans: int = 0
+    dropped: int = 0
+
+
 class Feedback:
     """Takes labels; `on_change` is called on the loop with every label that took effect."""
 
@@ -74,11 +85,15 @@ class Feedback:
         log: PredictionLog,
         clock: Clock,
         on_change: Callable[[Sequence[LabelChange]], None],
+        orphans_max: int,
     ) -> None:
         self._writer = writer
         self._log = log
         self._clock = clock
         self._on_change = on_change
+        self._orphans_max = orphans_max
+        self.orphans_dropped = 0
+        """Orphans that gave way to newer ones."""
         self.counts = {"joined": 0, "orphan": 0, "revised": 0, "stale": 0, "rejected": 0}
 
     async def record(self, labels: Sequence[Any]) -> FeedbackAnswer:
@@ -94,16 +109,18 @@ class Feedback:
             )
         rows, rejected = _parse(labels, self._clock())
         self._log.flush()  # so that predictions answered before are stored before their labels
-        changes: list[LabelChange] = []
-        stale = orphans = 0
+        done = _Written()
         if rows:
-            changes, stale, orphans = await self._writer.write(
-                lambda txn: _write(txn, rows), size_bytes=64 * len(rows)
+            done = await self._writer.write(
+                lambda txn: _write(txn, rows, self._orphans_max), size_bytes=64 * len(rows)
             )
-        self._on_change(changes)
-        revised = sum(change.old is not None for change in changes)
-        answer = FeedbackAnswer(len(rows), len(changes), orphans, revised, stale, rejected)
+        self._on_change(done.changes)
+        revised = sum(change.old is not None for change in done.changes)
+        answer = FeedbackAnswer(
+            len(rows), len(done.changes), done.orphans, revised, done.stale, rejected
+        )
         self._count(answer)
+        self.orphans_dropped += done.dropped
         return answer
 
     def _count(self, answer: FeedbackAnswer) -> None:
@@ -142,7 +159,7 @@ def _parse_row(row: Any, now_us: int) -> _Row:
     raise ValidationError(f"label {label!r} is not a finite number or bool", code="invalid_label")
 
 
-def _write(txn: WriteTransaction, rows: Sequence[_Row]) -> tuple[list[LabelChange], int, int]:
+def _write(txn: WriteTransaction, rows: Sequence[_Row], orphans_max: int) -> _Written:
     times = [txn.known_us if row.time_us is None else row.time_us for row in rows]
     append(
         txn,
@@ -154,8 +171,7 @@ def _write(txn: WriteTransaction, rows: Sequence[_Row]) -> tuple[list[LabelChang
         },
         event_us=np.array(times, np.int64),
     )
-    changes: list[LabelChange] = []
-    stale = orphans = 0
+    done, new_orphans = _Written(), 0
     for row, time_us in zip(rows, times, strict=True):
         stored = txn.get(Table.LABELS, row.key)
         current = None if stored is None else Label.decode(stored)
@@ -163,14 +179,21 @@ def _write(txn: WriteTransaction, rows: Sequence[_Row]) -> tuple[list[LabelChang
             if time_us > current.time_us:  # confirmed: an older revision must not win any more
                 confirmed = Label(current.label, time_us, current.revisions)
                 txn.put(Table.LABELS, row.key, confirmed.encode())
-            stale += 1
+            done.stale += 1
             continue
         revisions = 0 if current is None else current.revisions + 1
         txn.put(Table.LABELS, row.key, Label(row.label, time_us, revisions).encode())
         served = txn.get(Table.PREDICTIONS, row.key)
         if served is None:
-            orphans += 1
+            done.orphans += 1
+            if current is None:
+                txn.put(Table.ORPHANS, arrival_key(txn.known_us, row.key), b"")
+                new_orphans += 1
             continue
         old = None if current is None else current.label
-        changes.append(LabelChange(decode_prediction(row.key, served), old, row.label, time_us))
-    return changes, stale, orphans
+        prediction = decode_prediction(row.key, served)
+        done.changes.append(LabelChange(prediction, old, row.label, time_us))
+    # At most one goes for one that comes: the operation stays as large as the request.
+    excess = min(new_orphans, txn.count(Table.ORPHANS) - orphans_max)
+    done.dropped = drop_orphans(txn, oldest_keys(txn, Table.ORPHANS, excess))
+    return done

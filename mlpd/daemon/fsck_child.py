@@ -20,7 +20,7 @@ from mlpd.core.time import system_clock
 from mlpd.daemon.child import Send
 from mlpd.daemon.offline import WINDOW_KERNELS
 from mlpd.daemon.predictions import Label, decode_prediction
-from mlpd.daemon.repair import UNAPPLIED, repair
+from mlpd.daemon.repair import UNAPPLIED, free_view_id, repair
 from mlpd.daemon.replay_check import compare_with_replay
 from mlpd.daemon.state import CURRENT_KEY
 from mlpd.features.catalog import Catalog, build_catalog
@@ -246,18 +246,28 @@ def _check_online(
     environment: Environment, catalog: Catalog, found: Findings, *, online: bool
 ) -> None:
     views = {view.view_id: view for view in catalog.views.values()}
-    rows = former = unapplied = size_bytes = 0
-    for part in scan_parts(environment, Table.ONLINE):
+    with environment.snapshot() as snapshot:
+        next_view_id = free_view_id(snapshot)
+    rows = former = unapplied = size_bytes = split = 0
+    for part in scan_parts(environment, Table.ONLINE, Table.TILES):
+        found_rows = [(*row, older) for row, older in zip(part.rows, part.beside, strict=True)]
         rows += len(part.rows)
-        size_bytes += sum(len(value) for _, value in part.rows)
+        split += sum(older is not None for older in part.beside)
+        size_bytes += sum(len(value) + len(older or b"") for _, value, older in found_rows)
         former += sum(view_id_of(key) not in views for key, _ in part.rows)
-        unapplied += sum(view_id_of(key) >= catalog.next_view_id for key, _ in part.rows)
-        for key, fault in find_faults(views, part.rows, part.head.known_us + 1):
+        unapplied += sum(view_id_of(key) >= next_view_id for key, _ in part.rows)
+        for key, fault in find_faults(views, found_rows, part.head.known_us + 1):
             found.add("online", "online_damaged", _row_name(views.get(view_id_of(key)), key), fault)
     if unapplied and not online:  # beside a daemon they may be those of an apply under way
         message = f"{unapplied} rows of views that were never applied: the next apply counts them"
         found.add("online", UNAPPLIED, "an apply that was killed", message)
-    found.checked["online"] = {"rows": rows, "bytes": size_bytes, "of_former_views": former}
+    counts = {"rows": rows, "with_older_tiles": split, "of_former_views": former}
+    found.checked["online"] = {**counts, "bytes": size_bytes}
+    for part in scan_parts(environment, Table.TILES, Table.ONLINE):
+        for (key, _), recent in zip(part.rows, part.beside, strict=True):
+            if recent is None:
+                subject = _row_name(views.get(view_id_of(key)), key)
+                found.add("online", "online_damaged", subject, "older tiles without recent ones")
 
 
 def _row_name(view: ViewPlan | None, key: bytes) -> str:

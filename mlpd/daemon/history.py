@@ -13,6 +13,7 @@ from mlpd.daemon.offline import offline_request
 from mlpd.daemon.process import Child
 from mlpd.daemon.state import CatalogState
 from mlpd.features.assemble import check_given
+from mlpd.features.on_stale import OnStale
 from mlpd.storage.environment import Environment
 from mlpd.storage.files import DataDirectory
 
@@ -42,23 +43,28 @@ class History:
         request: Mapping[str, DType] | None = None,
         mode: Mode = "as_known",
         statuses: bool = False,
+        on_stale: OnStale = "null",
     ) -> bytes:
         """Return the spine's columns and the features as an Arrow IPC stream.
 
         `spine`: `event_time` (timestamp), key columns, request fields and, for `as_of_sequence`,
-        `sequence` (int64).  Every event acknowledged before the call counts.
+        `sequence` (int64).  `on_stale`: what a value older than its ttl becomes;
+        ConflictError(code="stale_feature") for "error".  Every event acknowledged before the call
+        counts.
         """
         self._check(spine, service, features, request or {}, mode)
         with self._environment.snapshot() as snapshot:
             through = snapshot.sequence
+            catalog = self._state.read_catalog(snapshot)
         message = {
-            **offline_request(self._paths, self._state.catalog, through),
+            **offline_request(self._paths, catalog, through),
             "spine": await asyncio.to_thread(encode_columns, spine),
             "service": service,
             "features": list(features),
             "request": {name: str(dtype) for name, dtype in (request or {}).items()},
             "mode": mode,
             "statuses": statuses,
+            "on_stale": on_stale,
         }
         async with self._slots, Child("history", message) as child:
             async for part in child.messages():

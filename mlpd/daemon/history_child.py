@@ -12,6 +12,7 @@ from mlpd.core.specs import ServiceSpec
 from mlpd.daemon.child import Send
 from mlpd.daemon.offline import open_offline
 from mlpd.features.offline import Spine, join_history
+from mlpd.features.on_stale import apply_on_stale
 from mlpd.storage.frames import to_series
 
 EVENT_TIME = "event_time"
@@ -45,7 +46,9 @@ def run(request: dict[str, Any], send: Send) -> int:
             Spine(spine, t_us, sequences),
             offline.events,
             mode=request["mode"],
+            keep_stale=request["on_stale"] == "value",
         )
+    apply_on_stale(joined, request["on_stale"])
     features = {n: c for n, c in joined.columns.items() if n not in spine}
     series = [to_series(name, column) for name, column in {**spine, **features}.items()]
     if request["statuses"]:

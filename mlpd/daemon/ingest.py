@@ -31,7 +31,8 @@ class Ingested:
     """What became of a request's events; durable when the caller holds it.
 
     `sequence`: of the last accepted row, or the newest before when none was.  `known_us`: arrival
-    time of rows that brought no known_at.
+    time of rows that brought no known_at.  `clamped`: rows whose event time lay ahead of the time
+    at which they were known and was set to it; `clamped_by_batch` in the order of the request.
     """
 
     accepted: int
@@ -40,6 +41,7 @@ class Ingested:
     clamped: int = 0
     known_us: int = 0
     replayed: bool = False
+    clamped_by_batch: tuple[int, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the wire form."""
@@ -90,18 +92,23 @@ class Ingest:
         return done
 
     def _write(self, txn: WriteTransaction, batches: Sequence[Batch]) -> Ingested:
-        accepted = clamped = 0
-        for batch in batches:
-            if batch.rows:
-                clamped += self._write_batch(txn, batch)
-                accepted += batch.rows
+        clamped = tuple(self._write_batch(txn, batch) if batch.rows else 0 for batch in batches)
+        accepted = sum(batch.rows for batch in batches)
         rejected = [
             {"source": batch.source.name, **row} for batch in batches for row in batch.rejected
         ]
-        return Ingested(accepted, txn.sequence, rejected, clamped, txn.known_us)
+        return Ingested(
+            accepted=accepted,
+            sequence=txn.sequence,
+            rejected=rejected,
+            clamped=sum(clamped),
+            known_us=txn.known_us,
+            clamped_by_batch=clamped,
+        )
 
     def _write_batch(self, txn: WriteTransaction, batch: Batch) -> int:
-        catalog = self._state.catalog
+        """Store a batch; return how many of its rows were clamped."""
+        catalog = self._state.catalog_in(txn)
         if catalog.definitions.sources.get(batch.source.name) != batch.source:
             raise ConflictError(
                 f"the definition of source {batch.source.name!r} changed while events arrived",
@@ -125,7 +132,7 @@ class Ingest:
         stamps = Stamps(event_us, known_us, np.arange(first, last + 1, dtype=np.int64))
         views = catalog.views_by_source[batch.source.name]
         apply_batch(txn, views, columns, stamps, txn.newest_known_us)
-        return int((event_us != batch.event_us).sum())
+        return batch.clamped + int((event_us != batch.event_us).sum())
 
     def _remember(self, txn: WriteTransaction, key: bytes, done: Ingested) -> None:
         answer = msgpack.packb([txn.known_us, done.to_dict()])
@@ -145,11 +152,12 @@ class Ingest:
             txn.delete(Table.IDEMPOTENCY, b"k" + stamp[9:])
 
     def _count(self, batches: Sequence[Batch], done: Ingested) -> None:
-        for batch in batches:
+        for batch, clamped in zip(batches, done.clamped_by_batch, strict=True):
             name = batch.source.name
             for counts, more in (
                 (self.rows_by_source, batch.rows),
                 (self.rejected_by_source, len(batch.rejected)),
+                (self.clamped_by_source, clamped),
             ):
                 counts[name] = counts.get(name, 0) + more
             if batch.rows:
@@ -159,9 +167,6 @@ class Ingest:
                     event_time_us_max=int(batch.event_us.max()),
                     lag_us_max=int((known_us - batch.event_us).max()),
                 )
-        if done.clamped:
-            name = batches[0].source.name
-            self.clamped_by_source[name] = self.clamped_by_source.get(name, 0) + done.clamped
 
 
 def _check_key(idempotency_key: str | None) -> bytes | None:

@@ -1,11 +1,13 @@
 """Verb predict: assign, read, vectorize, score, answer; then log, count and shadow.
 
 One request: one snapshot of features for all rows, one run per arm.  What follows the answer
-(prediction log, live counts, shadows, exposures) never fails or delays it.
+(prediction log, live counts, shadows, exposures) never fails or delays it.  Few rows are served on
+the loop; with many, all that grows with them happens in a thread, or on the loop in slices.
 """
 
+import asyncio
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -20,6 +22,7 @@ from mlpd.core.vector import PlacedVectorizer, Vectorizer
 from mlpd.daemon.experiments import Experiments
 from mlpd.daemon.predictions import Prediction, PredictionIds, PredictionLog
 from mlpd.daemon.read import Read, ReadResult, given_columns
+from mlpd.daemon.read_pool import ReadPool
 from mlpd.daemon.routes import Routes, ServedRoute
 from mlpd.experiments.assignment import Assignment
 from mlpd.features.assemble import FeatureFrame, FrameLayout
@@ -31,6 +34,8 @@ INCLUDES = ("vector", "features", "statuses", "ages")
 """What an answer may carry besides scores."""
 
 LABEL_THRESHOLD = 0.5
+RECORD_ROWS = 64
+"""Rows that are recorded in one turn of the loop: 7 to 15 us each."""
 
 Floats = NDArray[np.float64]
 Tap = Callable[["Run", str, ReadResult], None]
@@ -59,6 +64,31 @@ class Run:
     scores: Scores
 
 
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Rows of a request that one arm is to serve, encoded for its model and for each shadow."""
+
+    arm: str
+    model: ServedModel
+    rows: NDArray[np.int64]
+    vectors: Floats
+    for_shadows: Sequence[Floats]
+
+
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """A request's rows as they were checked, their features, arms and vectors.
+
+    `failure`: why there are no vectors.
+    """
+
+    rows: Sequence[Mapping[str, Any]]
+    read: ReadResult
+    draws: Sequence[_Draw]
+    parts: Sequence[_Part]
+    failure: InternalError | None = None
+
+
 class Predict:
     """Serves routes; one instance per daemon, on the loop."""
 
@@ -66,6 +96,7 @@ class Predict:
         self,
         routes: Routes,
         read: Read,
+        pool: ReadPool,
         experiments: Experiments,
         log: PredictionLog,
         shadows: ShadowRunner,
@@ -76,6 +107,7 @@ class Predict:
     ) -> None:
         self._routes = routes
         self._read = read
+        self._pool = pool
         self._experiments = experiments
         self._log = log
         self._shadows = shadows
@@ -109,32 +141,44 @@ class Predict:
         self._refuse_other_features(live)
         if not rows:
             return _answer(live, [], 0, 0)
-        given = given_columns(live.closure, rows)
-        rows = _typed_rows(given)
-        read = self._read.read(
-            live.closure,
-            given,
-            at_us=at_us,
-            min_sequence=min_sequence,
-        )
-        draws = [self._draw(live, row, arm) for row in rows]
-        groups = _group(draws)
+        n = len(rows)
+        prepared = await self._pool.call(n, self._prepare, live, rows, at_us, min_sequence, arm)
+        read = prepared.read
         try:
-            runs = [
-                await self._run(live, name, index, read, deadline_s)
-                for name, index in groups.items()
-            ]
+            if prepared.failure is not None:
+                raise prepared.failure
+            runs = [await self._run(live, part, deadline_s) for part in prepared.parts]
         except InternalError as error:
             if live.spec.fallback is None:
                 raise
-            return _fallback(live, len(rows), read, error)
-        predictions = self._record(live, rows, draws, runs, read)
-        return _answer(
-            live,
-            _rows_of(predictions, read, include),
-            read.t_us,
-            read.sequence,
-        )
+            return _fallback(live, n, read, error)
+        predictions, answers = await self._record(live, prepared, runs)
+        if include:
+            await self._pool.call(n, _include, answers, predictions, read, include)
+        return _answer(live, answers, read.t_us, read.sequence)
+
+    def _prepare(
+        self,
+        live: ServedRoute,
+        rows: Sequence[Mapping[str, Any]],
+        at_us: TimeUs | None,
+        min_sequence: int,
+        arm: str | None,
+    ) -> _Prepared:
+        """Check, read, assign and encode rows; on the loop or in a thread.
+
+        The read takes its snapshot and its moment together, wherever it runs, so that its rows are
+        those known at that moment.
+        """
+        given = given_columns(live.closure, rows)
+        typed = _typed_rows(given)
+        read = self._read.read(live.closure, given, at_us=at_us, min_sequence=min_sequence)
+        draws = [self._draw(live, row, arm) for row in typed]
+        try:
+            parts = [self._encode(live, *group, read.frame) for group in _group(draws).items()]
+        except InternalError as error:
+            return _Prepared(typed, read, draws, [], error)
+        return _Prepared(typed, read, draws, parts)
 
     def _check(self, rows: Sequence[Mapping[str, Any]], include: Sequence[str]) -> None:
         if len(rows) > self._rows_max:
@@ -174,29 +218,29 @@ class Predict:
         name = live.draw.choose(unit)
         return _Draw(name, live.draw.propensities[name], unit, None, 0)
 
-    async def _run(
-        self,
-        live: ServedRoute,
-        arm: str,
-        rows: NDArray[np.int64],
-        read: ReadResult,
-        deadline_s: float | None,
-    ) -> Run:
+    def _encode(
+        self, live: ServedRoute, arm: str, rows: NDArray[np.int64], frame: FeatureFrame
+    ) -> _Part:
+        """Return an arm's rows; shadows get the same features with their own categories."""
         model = live.live.arms[arm]
-        frame = read.frame if len(rows) == len(read.frame) else read.frame.take(rows)
-        vectors = self._vectors(model, frame)
-        scores = await model.predict(vectors, deadline_s=deadline_s)
-        for shadow in live.live.shadows:  # the same features, encoded with its own categories
+        part = frame if len(rows) == len(frame) else frame.take(rows)
+        shadows = [self._vectors(shadow, part) for shadow in live.live.shadows]
+        return _Part(arm, model, rows, self._vectors(model, part), shadows)
+
+    async def _run(self, live: ServedRoute, part: _Part, deadline_s: float | None) -> Run:
+        model = part.model
+        scores = await model.predict(part.vectors, deadline_s=deadline_s)
+        for shadow, vectors in zip(live.live.shadows, part.for_shadows, strict=True):
             self._shadows.submit(
                 ShadowJob(
                     live.spec.name,
                     model.package.reference,
                     shadow.session,
-                    self._vectors(shadow, frame),
+                    vectors,
                     scores.score,
                 )
             )
-        return Run(arm, model, rows, vectors, scores)
+        return Run(part.arm, model, part.rows, part.vectors, scores)
 
     def _vectors(self, model: ServedModel, frame: FeatureFrame) -> Floats:
         """Return a model's vectors, float64 [n, F]; where they are in a frame is found once."""
@@ -207,20 +251,33 @@ class Predict:
             self._placed[model] = known
         return known[1].vectorize(frame.block.words, frame.block.valid, frame.block.texts)
 
-    def _record(
-        self,
-        live: ServedRoute,
-        rows: Sequence[Mapping[str, Any]],
-        draws: Sequence[_Draw],
-        groups: Sequence[Run],
-        read: ReadResult,
-    ) -> list[Prediction]:
-        found: list[Prediction | None] = [None] * len(rows)
-        for group in groups:
-            package = group.model.package
-            for place, i in enumerate(group.rows.tolist()):
-                draw = draws[i]
-                found[i] = Prediction(
+    async def _record(
+        self, live: ServedRoute, prepared: _Prepared, runs: Sequence[Run]
+    ) -> tuple[list[Prediction], list[dict[str, Any]]]:
+        """Log and count what was served, a slice in each turn of the loop.
+
+        Returns predictions and answers in the order of the request's rows.
+        """
+        found: dict[int, tuple[Prediction, dict[str, Any]]] = {}
+        for i, part in enumerate(_slices(runs)):
+            if i:
+                await asyncio.sleep(0)
+            predictions = self._predictions(live, prepared, part)
+            for row, prediction in zip(part.rows.tolist(), predictions, strict=True):
+                found[row] = prediction, _row_of(prediction)
+                self._log.append(prediction)
+            self._tap(part, live.spec.name, prepared.read)
+            self._served(predictions)
+        ordered = [found[row] for row in range(len(prepared.rows))]
+        return [p for p, _ in ordered], [answer for _, answer in ordered]
+
+    def _predictions(self, live: ServedRoute, prepared: _Prepared, run: Run) -> list[Prediction]:
+        package, read = run.model.package, prepared.read
+        predictions = []
+        for place, row in enumerate(run.rows.tolist()):
+            draw = prepared.draws[row]
+            predictions.append(
+                Prediction(
                     prediction_id=self._ids.make(read.t_us, draw.unit),
                     t_us=read.t_us,
                     sequence=read.sequence,
@@ -228,20 +285,30 @@ class Predict:
                     arm=draw.arm,
                     model=package.name,
                     version=package.version,
-                    score=float(group.scores.score[place, 0]),
-                    vector=group.vectors[place],
-                    given=rows[i],
+                    score=float(run.scores.score[place, 0]),
+                    vector=run.vectors[place],
+                    given=prepared.rows[row],
                     unit=draw.unit,
                     propensity=draw.propensity,
                     experiment=draw.experiment,
                     phase=draw.phase,
                 )
-            self._tap(group, live.spec.name, read)
-        predictions = [p for p in found if p is not None]
-        for prediction in predictions:
-            self._log.append(prediction)
-        self._served(predictions)
+            )
         return predictions
+
+
+def _slices(runs: Sequence[Run]) -> Iterator[Run]:
+    """Yield the runs in parts of at most RECORD_ROWS rows, sharing memory."""
+    for run in runs:
+        for start in range(0, len(run.rows), RECORD_ROWS):
+            part, scores = slice(start, start + RECORD_ROWS), run.scores
+            yield Run(
+                run.arm,
+                run.model,
+                run.rows[part],
+                run.vectors[part],
+                Scores(scores.raw[part], scores.score[part]),
+            )
 
 
 def vectorizer_of(model: ServedModel) -> Vectorizer:
@@ -273,23 +340,15 @@ def _group(draws: Sequence[_Draw]) -> dict[str, NDArray[np.int64]]:
     return {arm: np.array(index, np.int64) for arm, index in rows.items()}
 
 
-def _rows_of(
-    predictions: Sequence[Prediction], read: ReadResult, include: Sequence[str]
-) -> list[dict[str, Any]]:
-    answers = [
-        {
-            "prediction_id": p.prediction_id,
-            "score": p.score,
-            "label": int(p.score >= LABEL_THRESHOLD),
-            "arm": p.arm,
-            "model": p.model,
-            "version": p.version,
-        }
-        for p in predictions
-    ]
-    if include:
-        _include(answers, predictions, read, include)
-    return answers
+def _row_of(prediction: Prediction) -> dict[str, Any]:
+    return {
+        "prediction_id": prediction.prediction_id,
+        "score": prediction.score,
+        "label": int(prediction.score >= LABEL_THRESHOLD),
+        "arm": prediction.arm,
+        "model": prediction.model,
+        "version": prediction.version,
+    }
 
 
 def _include(

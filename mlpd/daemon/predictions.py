@@ -1,5 +1,8 @@
 """The prediction log: every served row with its vector, kept for labels, experiments and audits.
 
+The SERVED table lists the keys in the order in which rows were logged: a prediction's own time may
+be years back, when history is replayed, so retention goes by that list.
+
 A prediction's id is 32 hex digits: `u64be t_us || u16be slot || 6 unique bytes`; its key in the
 PREDICTIONS table is `slot || t_us || unique`, so that the id alone leads to the row and its shard.
 """
@@ -23,6 +26,11 @@ from mlpd.storage.writer import Writer
 _FORMAT = 1
 _ID_BYTES = 16
 _UNIQUE_MASK = 0xFFFF_FFFF_FFFF
+KEY_BYTES = 16
+"""Length of a key in PREDICTIONS and LABELS."""
+SERVED_KEYS_MAX = 32
+"""Keys in one row of SERVED: what retention removes as one."""
+
 _SCAN_ROWS = 2_000
 """Rows per snapshot of a scan: a few milliseconds, so that no snapshot grows old."""
 
@@ -33,7 +41,7 @@ class Prediction:
 
     `t_us` and `sequence`: the moment and the last event that its features saw.  `vector`: float64
     [F], as the model got it.  `given`: key columns and request fields by name.  `arm`, `unit`,
-    `propensity`: how it was assigned; `phase`: of the experiment, 0 without one.
+    `propensity`: how it was assigned; `phase`: index of the experiment's, 0 without one.
     """
 
     prediction_id: str
@@ -149,12 +157,24 @@ class PredictionLog:
             return
 
         def write(txn: WriteTransaction) -> None:
-            for prediction in waiting:
-                key = prediction_key(prediction.prediction_id)
+            keys = [prediction_key(prediction.prediction_id) for prediction in waiting]
+            for key, prediction in zip(keys, waiting, strict=True):
                 txn.put(Table.PREDICTIONS, key, prediction.encode())
+            _list_served(txn, keys)
 
         if self._writer.post(write, size_bytes=256 * len(waiting)):
             self._waiting = []
+
+
+def _list_served(txn: WriteTransaction, keys: list[bytes]) -> None:
+    for start in range(0, len(keys), SERVED_KEYS_MAX):
+        listed = keys[start : start + SERVED_KEYS_MAX]
+        txn.put(Table.SERVED, arrival_key(txn.known_us, listed[0]), b"".join(listed))
+
+
+def arrival_key(known_us: int, key: bytes) -> bytes:
+    """Return the key of a row of SERVED or ORPHANS: they sort by arrival."""
+    return known_us.to_bytes(8, "big") + key
 
 
 def scan_predictions(environment: Environment) -> Iterator[list[tuple[Prediction, "Label | None"]]]:

@@ -2,9 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
-
-import numpy as np
+from typing import Any
 
 from mlpd.core.closure import build_closure
 from mlpd.core.columns import Column, DType
@@ -22,14 +20,11 @@ from mlpd.core.time import format_time
 from mlpd.daemon.state import CatalogState
 from mlpd.features.assemble import FeatureFrame
 from mlpd.features.catalog import Catalog
+from mlpd.features.on_stale import OnStale, apply_on_stale
 from mlpd.features.online import read_online
-from mlpd.features.status import Status
 from mlpd.storage.environment import Environment
-from mlpd.storage.tables import Table
 from mlpd.storage.transactions import Snapshot
 
-_ONLINE = Table.ONLINE  # a local name: looking a member up in its enum costs 0.1 us
-OnStale = Literal["null", "value", "error"]
 READ_ROWS_MAX = 10_000
 
 
@@ -56,15 +51,18 @@ class Read:
         *,
         at_us: TimeUs | None = None,
         min_sequence: int = 0,
+        on_stale: OnStale = "null",
     ) -> ReadResult:
         """Return the features of `closure` for every row of `given`.
 
         `at_us` moves the moment for replays: it must not lie before the newest known_time.
-        `min_sequence`: what the caller has seen acknowledged; a read that can't see it raises.
+        `on_stale`: what a value older than its ttl becomes; ConflictError(code="stale_feature") for
+        "error".  `min_sequence`: what the caller has seen acknowledged; a read that can't see it
+        raises.  ConflictError(code="definitions_changed"): an apply gave `closure` another meaning.
         Runs on the loop: microseconds per view and entity.
         """
-        catalog = self._state.catalog
         with self._environment.read_at() as (snapshot, t_us):
+            catalog = self._state.read_catalog(snapshot)
             if snapshot.sequence < min_sequence:
                 raise UnavailableError(
                     f"sequence {min_sequence} isn't here yet; the newest is {snapshot.sequence}",
@@ -72,8 +70,10 @@ class Read:
                     hint="Retry shortly, or leave min_sequence away.",
                 )
             moment = t_us if at_us is None else _check_at(snapshot, at_us)
-            frame = _read(catalog, closure, given, snapshot, moment)
-            return ReadResult(frame, moment, snapshot.sequence)
+            frame = _read(catalog, closure, given, snapshot, moment, on_stale)
+            sequence = snapshot.sequence
+        apply_on_stale(frame, on_stale)
+        return ReadResult(frame, moment, sequence)
 
     def closure(self, service: str) -> Closure:
         """Return the resolved feature service, else raise NotFoundError."""
@@ -116,31 +116,22 @@ def given_columns(closure: Closure, rows: Sequence[Mapping[str, Any]]) -> dict[s
     }
 
 
-def apply_on_stale(frame: FeatureFrame, on_stale: OnStale) -> None:
-    """Raise ConflictError(code="stale_feature") if `on_stale` is "error" and a value is stale."""
-    if on_stale != "error":
-        return
-    for name, status in frame.statuses.items():
-        if bool((status == Status.STALE).any()):
-            row = int(np.argmax(status == Status.STALE))
-            raise ConflictError(
-                f"feature {name!r} of row {row} is older than its ttl",
-                code="stale_feature",
-                hint='Send fresher events, or read with on_stale "null".',
-            )
-
-
 def _read(
     catalog: Catalog,
     closure: Closure,
     given: Mapping[str, Column],
     snapshot: Snapshot,
     t_us: TimeUs,
+    on_stale: OnStale,
 ) -> FeatureFrame:
-    def get_many(keys: Sequence[bytes]) -> Sequence[bytes | None]:
-        return snapshot.get_many(_ONLINE, keys)
-
-    return read_online(catalog, closure, given, get_many, t_us)
+    return read_online(
+        catalog,
+        closure,
+        given,
+        snapshot.get_many,
+        t_us,
+        keep_stale=on_stale == "value",
+    )
 
 
 def _check_at(snapshot: Snapshot, at_us: TimeUs) -> TimeUs:

@@ -7,7 +7,7 @@ import msgpack
 
 from mlpd.core.errors import ConflictError
 from mlpd.core.time import system_clock
-from mlpd.daemon.state import CURRENT_KEY
+from mlpd.daemon.state import CURRENT_KEY, RESERVED_KEY
 from mlpd.features.check import view_id_of
 from mlpd.registry.exports import export, require_records
 from mlpd.registry.layout import Layout
@@ -17,7 +17,7 @@ from mlpd.storage.environment import Environment
 from mlpd.storage.files import DataDirectory
 from mlpd.storage.segments import remove_orphans
 from mlpd.storage.tables import Table
-from mlpd.storage.transactions import WriteTransaction
+from mlpd.storage.transactions import Snapshot, WriteTransaction
 from mlpd.storage.writer import Writer
 
 DELETED_TOGETHER = 20_000
@@ -61,12 +61,12 @@ def _remove_files(
 def _remove_unapplied(environment: Environment) -> list[str]:
     """Remove the rows of view ids beyond the last: an apply was killed as it built them."""
     with environment.snapshot() as snapshot:
-        state = msgpack.unpackb(snapshot.get(Table.DEFINITIONS, CURRENT_KEY) or EMPTY_STATE)
+        next_view_id = free_view_id(snapshot)
     keys = [
         key
         for part in scan_parts(environment, Table.ONLINE)
         for key, _ in part.rows
-        if view_id_of(key) >= state["next_view_id"]
+        if view_id_of(key) >= next_view_id
     ]
     writer = Writer(environment)
     try:
@@ -77,9 +77,17 @@ def _remove_unapplied(environment: Environment) -> list[str]:
     return [f"removed {len(keys)} online rows of an apply that was killed"]
 
 
+def free_view_id(snapshot: Snapshot) -> int:
+    """Return the first view id under which the next apply may build a view."""
+    state = msgpack.unpackb(snapshot.get(Table.DEFINITIONS, CURRENT_KEY) or EMPTY_STATE)
+    reserved = snapshot.get(Table.DEFINITIONS, RESERVED_KEY) or b""
+    return max(int(state["next_view_id"]), int.from_bytes(reserved, "big"))
+
+
 def _delete(txn: WriteTransaction, keys: Sequence[bytes]) -> None:
     for key in keys:
         txn.delete(Table.ONLINE, key)
+        txn.delete(Table.TILES, key)
 
 
 def _mend_registry(environment: Environment, data: DataDirectory) -> list[str]:

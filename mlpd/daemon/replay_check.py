@@ -43,7 +43,8 @@ _QUARTERS = 4
 
 OnDifference = Callable[[ViewPlan, bytes, str], None]
 """Called with the view, the row's key and what is wrong."""
-Row = tuple[bytes, bytes]
+Values = tuple[bytes, bytes | None]
+"""What is stored of an entity: a row or recent tiles, and older tiles if there are any."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,15 +195,19 @@ def _compare(
     return counts
 
 
-def _rows(environment: Environment, views: Mapping[int, ViewPlan]) -> Iterator[Row]:
-    parts = scan_parts(environment, Table.ONLINE)
-    return (row for part in parts for row in part.rows if view_id_of(row[0]) in views)
+def _rows(
+    environment: Environment, views: Mapping[int, ViewPlan]
+) -> Iterator[tuple[bytes, Values]]:
+    for part in scan_parts(environment, Table.ONLINE, Table.TILES):
+        for (key, value), older in zip(part.rows, part.beside, strict=True):
+            if view_id_of(key) in views:
+                yield key, (value, older)
 
 
 def _pairs(
-    left: Iterator[Row], right: Iterator[Row]
-) -> Iterator[tuple[bytes, bytes | None, bytes | None]]:
-    """Merge two scans in key order: (key, value there or None, value here or None)."""
+    left: Iterator[tuple[bytes, Values]], right: Iterator[tuple[bytes, Values]]
+) -> Iterator[tuple[bytes, Values | None, Values | None]]:
+    """Merge two scans in key order: (key, values there or None, values here or None)."""
     a, b = next(left, None), next(right, None)
     while a is not None or b is not None:
         key = min(row[0] for row in (a, b) if row is not None)
@@ -214,9 +219,9 @@ def _pairs(
 
 
 def _difference(
-    view: ViewPlan, stored: bytes | None, replayed: bytes | None, newest_us: int
+    view: ViewPlan, stored: Values | None, replayed: Values | None, newest_us: int
 ) -> str:
-    """Return how two values of different bytes differ, empty if no read can tell them apart."""
+    """Return how two entities of different bytes differ, empty if no read can tell them apart."""
     if isinstance(view.plan, WindowPlan):
         return _window_difference(view.plan, stored, replayed, newest_us)
     if stored is None:
@@ -227,7 +232,7 @@ def _difference(
 
 
 def _window_difference(
-    plan: WindowPlan, stored: bytes | None, replayed: bytes | None, newest_us: int
+    plan: WindowPlan, stored: Values | None, replayed: Values | None, newest_us: int
 ) -> str:
     """Read all features of both at moments from now to the end of the longest window.
 
@@ -237,9 +242,10 @@ def _window_difference(
     windows = plan.layout.view.windows_us
     moments = {window * i // _QUARTERS for window in windows for i in range(_QUARTERS + 1)}
     features = tuple(plan.layout.outputs)
+    recent, older = zip(stored or (None, None), replayed or (None, None), strict=True)
     for moment in sorted(moments):
         try:
-            columns = plan.read([stored, replayed], newest_us + 1 + moment, features)
+            columns = plan.read(recent, older, newest_us + 1 + moment, features)
         except MlpdError as error:
             return error.message
         for feature, column in columns.items():

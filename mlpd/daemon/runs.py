@@ -1,42 +1,76 @@
-"""Verb train: durable runs in child processes; the daemon publishes, gates and deploys.
+"""The queue of runs: stored, taken up by workers, cancelled, and taken up again after a crash.
 
 A run is stored as queued before anything happens.  One task per slot takes the oldest queued run;
 whatever ends the child is written down; at start, runs that were under way go back to the queue.
+
+Every change of state is decided inside the write transaction that stores it, on the state that is
+stored then.  So a cancel, the end of a run and a worker that takes it can meet in any order, and
+one of them wins, visibly to the others.
 """
 
 import asyncio
 import dataclasses
 import logging
 import os
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Coroutine
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-from mlpd.core.config import TrainingConfig
-from mlpd.core.errors import ConflictError, MlpdError, NotFoundError, ValidationError
+from mlpd.core.errors import (
+    ConflictError,
+    MlpdError,
+    NotFoundError,
+    OverloadedError,
+    StorageFullError,
+    UnavailableError,
+    ValidationError,
+)
 from mlpd.core.time import Clock, format_time
-from mlpd.daemon.offline import offline_request
-from mlpd.daemon.process import Child
 from mlpd.daemon.state import CatalogState
-from mlpd.registry.models import Registry
-from mlpd.registry.records import Cause
+from mlpd.daemon.train import Train
 from mlpd.storage.environment import Environment
-from mlpd.storage.files import DataDirectory
 from mlpd.storage.tables import Table
 from mlpd.storage.transactions import WriteTransaction
 from mlpd.storage.writer import Writer
-from mlpd.training.runs import Run, RunState, gate_report
+from mlpd.training.runs import Run, RunState
 
 QUEUE_MAX = 100
 LISTED_MAX = 1000
 LOG_BYTES_MAX = 1024 * 1024
 DEPLOYS = ("none", "champion")
 
-Published = Callable[[], Awaitable[None]]
-"""Called after an alias moved, so that routes follow."""
+STORAGE_RETRY_S = 1.0
+"""How long a worker waits before it tries again to write down what a full disk refused."""
+
+_STORAGE_ERRORS = (OverloadedError, StorageFullError, UnavailableError)
+
+_Change = Callable[[Run], Run]
+"""From the stored run to the one to store; pure, since it may be called twice."""
 
 _log = logging.getLogger("mlpd.runs")
+
+
+class _Work:
+    """A run in the hands of a worker: its task, and whether somebody wants it to stop."""
+
+    def __init__(self) -> None:
+        self.settled = asyncio.Event()
+        """Set once its end is written down."""
+        self.stopped = False
+        self._task: asyncio.Task[dict[str, Any]] | None = None
+
+    def begin(self, execution: Coroutine[Any, Any, dict[str, Any]]) -> "asyncio.Task[Any]":
+        """Run `execution` as the task, which ends at once if it is to stop already."""
+        self._task = asyncio.create_task(execution)
+        if self.stopped:
+            self._task.cancel()
+        return self._task
+
+    def stop(self) -> None:
+        """Cancel the task, once: a second time would cut short how it cleans up."""
+        if not self.stopped and self._task is not None:
+            self._task.cancel()
+        self.stopped = True
 
 
 class Runs:
@@ -47,25 +81,19 @@ class Runs:
         environment: Environment,
         writer: Writer,
         state: CatalogState,
-        registry: Registry,
-        paths: DataDirectory,
-        config: TrainingConfig,
+        train: Train,
+        concurrency: int,
         clock: Clock,
-        on_alias: Published,
     ) -> None:
         self._environment = environment
         self._writer = writer
         self._state = state
-        self._registry = registry
-        self._paths = paths
-        self._config = config
+        self._train = train
+        self._concurrency = concurrency
         self._clock = clock
-        self._on_alias = on_alias
         self._wake = asyncio.Event()
         self._workers: list[asyncio.Task[None]] = []
-        self._running: dict[str, asyncio.Task[dict[str, Any]]] = {}
-        self._settled: dict[str, asyncio.Event] = {}
-        """Per run under way what is set once its end is written down."""
+        self._work: dict[str, _Work] = {}
         self._progress: dict[str, dict[str, Any]] = {}
 
     async def start(self) -> None:
@@ -73,21 +101,21 @@ class Runs:
         lost = [run for run in self.list() if run.state is RunState.RUNNING]
         for run in lost:
             _log.warning("run %s was lost with the daemon; attempt %d", run.run_id, run.attempt)
-            await self._store(run.recover(self._clock()))
-        for _ in range(self._config.concurrency):
-            self._workers.append(asyncio.create_task(self._work()))
+            await self._change(run.run_id, partial(Run.recover, now_us=self._clock()))
+        for _ in range(self._concurrency):
+            self._workers.append(asyncio.create_task(self._work_forever()))
         self._wake.set()
 
     async def stop(self) -> None:
         """Stop working; runs under way stay `running` on disk and are retried at the next start."""
-        for task in [*self._workers, *self._running.values()]:
-            task.cancel()
-        await asyncio.gather(*self._workers, *self._running.values(), return_exceptions=True)
+        for worker in self._workers:
+            worker.cancel()
+        await asyncio.gather(*self._workers, return_exceptions=True)
 
     @property
     def busy(self) -> bool:
         """Whether a child trains now."""
-        return bool(self._running)
+        return bool(self._work)
 
     async def enqueue(self, job: str, *, trigger: str, deploy: str | None = None) -> Run:
         """Queue a run of `job`; durable on return.
@@ -96,6 +124,28 @@ class Runs:
         ConflictError(code="queue_full").
         """
         run = self.build(job, trigger=trigger, deploy=deploy)
+        await self._store(run)
+        self.notify()
+        return run
+
+    async def retry(self, run_id: str, *, trigger: str) -> Run:
+        """Queue a new run with job, deploy and interval of one that failed or was cancelled.
+
+        Raises ConflictError(code="run_not_failed") for another one, and what `enqueue` raises.
+        """
+        old = self.get(run_id)
+        if old.state not in (RunState.FAILED, RunState.CANCELLED):
+            raise ConflictError(
+                f"run {run_id} is {old.state}: only failed and cancelled runs are retried",
+                code="run_not_failed",
+                hint=f"mlpd jobs run {old.job} starts another one.",
+            )
+        run = self.build(
+            old.job,
+            trigger=f"{trigger}, retry of {run_id}",
+            deploy=old.deploy,
+            interval=old.interval,
+        )
         await self._store(run)
         self.notify()
         return run
@@ -151,160 +201,156 @@ class Runs:
         return self._with_progress(Run.decode(value))
 
     async def cancel(self, run_id: str) -> Run:
-        """Stop a queued or running run; raises ConflictError(code="run_finished")."""
-        run = self.get(run_id)
-        cancelled = run.move(RunState.CANCELLED, finished_us=self._clock())
-        task = self._running.get(run_id)
-        if task is None:
-            await self._store(cancelled)
-            return cancelled
-        task.cancel()
-        await self._settled[run_id].wait()
-        return self.get(run_id)
+        """Stop a queued or running run; returns once it is cancelled, its processes gone.
+
+        Raises ConflictError(code="run_finished"), also for one that ended meanwhile or whose
+        version is being published: that is never cut in half.
+        """
+        self.get(run_id)
+        run = await self._change(run_id, partial(_cancel, now_us=self._clock(), asked=False))
+        while run.state is RunState.RUNNING:
+            work = self._work.get(run_id)
+            if work is None:
+                raise UnavailableError("the daemon is stopping", code="shutting_down")
+            work.stop()
+            await work.settled.wait()
+            # Its child may have died just then, and the run be back in the queue.
+            run = await self._change(run_id, partial(_cancel, now_us=self._clock(), asked=True))
+        return run
 
     def read_log(self, run_id: str) -> bytes:
         """Return the end of a run's log, at most 1 MiB; blocks."""
-        path = self._folder(self.get(run_id).run_id) / "log.txt"
+        path = self._train.log_path(self.get(run_id).run_id)
         if not path.exists():
             return b""
         with path.open("rb") as file:
             file.seek(max(0, path.stat().st_size - LOG_BYTES_MAX))
             return file.read()
 
-    async def _work(self) -> None:
+    async def _work_forever(self) -> None:
         while True:
             run = self._next()
             if run is None:
                 self._wake.clear()
                 await self._wake.wait()
                 continue
-            await self._run(run)
+            try:
+                await self._run(run)
+            except _STORAGE_ERRORS as error:
+                _log.warning("run %s can't begin: %s", run.run_id, error.message)
+                await asyncio.sleep(STORAGE_RETRY_S)
 
     def _next(self) -> Run | None:
-        queued = (run for run in self.list() if run.state is RunState.QUEUED)
-        return min(queued, key=lambda run: run.created_us, default=None)
+        queued = [run for run in self.list() if run.state is RunState.QUEUED]
+        free = (run for run in queued if run.run_id not in self._work)
+        return min(free, key=lambda run: run.created_us, default=None)
 
     async def _run(self, run: Run) -> None:
-        run = run.move(RunState.RUNNING, started_us=self._clock())
-        await self._store(run)
-        task = asyncio.create_task(self._execute(run))
-        self._running[run.run_id] = task
-        settled = self._settled[run.run_id] = asyncio.Event()
+        work = self._work[run.run_id] = _Work()
+        try:
+            try:
+                started = partial(Run.move, state=RunState.RUNNING, started_us=self._clock())
+                run = await self._change(run.run_id, started)
+            except ConflictError:
+                return  # cancelled while it was on its way here
+            await self._carry_out(run, work)
+        finally:
+            self._work.pop(run.run_id, None)
+            self._progress.pop(run.run_id, None)
+            work.settled.set()
+
+    async def _carry_out(self, run: Run, work: _Work) -> None:
+        """Execute a run that is stored as running, and write down how it ended."""
+        told = partial(self._progress.__setitem__, run.run_id)
+        task = work.begin(self._train.run(run, told))
         try:
             await asyncio.wait([task])
-        finally:
-            if not task.done():
-                task.cancel()
-                await asyncio.wait([task])
-        await self._store(self._ended(run, task))
-        for known in (self._running, self._settled, self._progress):
-            known.pop(run.run_id, None)
-        settled.set()
+        except asyncio.CancelledError:  # the daemon stops
+            asked = work.stopped
+            work.stop()
+            await asyncio.wait([task])
+            if asked or not task.cancelled():
+                await self._settle_once(run.run_id, self._end(run, task))
+            raise
+        await self._settle(run.run_id, self._end(run, task))
 
-    def _ended(self, run: Run, task: "asyncio.Task[dict[str, Any]]") -> Run:
-        now_us = self._clock()
-        run = dataclasses.replace(run, progress=self._progress.get(run.run_id, {}))
+    async def _settle(self, run_id: str, end: _Change) -> None:
+        """Write down the end of a run, for as long as it takes the disk to have room."""
+        while True:
+            if await self._settle_once(run_id, end):
+                return
+            await asyncio.sleep(STORAGE_RETRY_S)
+
+    async def _settle_once(self, run_id: str, end: _Change) -> bool:
+        try:
+            await self._change(run_id, end)
+        except _STORAGE_ERRORS as error:
+            _log.warning("the end of run %s can't be stored: %s", run_id, error.message)
+            return False
+        return True
+
+    def _end(self, run: Run, task: "asyncio.Task[dict[str, Any]]") -> _Change:
+        """Return the change of state that the end of the task means; logs a failure."""
+        now_us, progress = self._clock(), self._progress.get(run.run_id, {})
+        move: _Change
         if task.cancelled():
-            return run.move(RunState.CANCELLED, finished_us=now_us)
-        error = task.exception()
-        if error is None:
-            return run.move(RunState.SUCCEEDED, finished_us=now_us, result=task.result())
-        if isinstance(error, TimeoutError):
-            error = MlpdError(
-                "the run took too long, or was silent for too long, and was stopped",
-                code="run_timeout",
-                hint="See [training] timeout and silence_timeout.",
-            )
-        if not isinstance(error, MlpdError):
-            _log.error("run %s failed", run.run_id, exc_info=error)
-            error = MlpdError(repr(error), code="internal")
-        _log.warning("run %s failed: %s", run.run_id, error.message)
-        if error.code == "child_died":  # killed, not refused: worth another attempt
-            return run.recover(now_us)
-        return run.move(RunState.FAILED, finished_us=now_us, error=error.to_dict())
-
-    async def _execute(self, run: Run) -> dict[str, Any]:
-        folder = self._folder(run.run_id)
-        out = folder / "out"
-        await asyncio.to_thread(partial(out.mkdir, parents=True, exist_ok=True))
-        with self._environment.snapshot() as snapshot:
-            through = snapshot.sequence
-        request = {
-            **offline_request(self._paths, self._state.catalog, through),
-            "job": run.job,
-            "run_id": run.run_id,
-            "as_of_us": int(self._clock()),
-            "out": str(out),
-            "threads": self._config.threads,
-        }
-        async with asyncio.timeout(self._config.timeout_us / 1e6):
-            trained = await self._train(run, request, folder / "log.txt")
-        return await self._publish(run, trained, out)
-
-    async def _train(self, run: Run, request: Mapping[str, Any], log: Path) -> dict[str, Any]:
-        config = self._config
-        async with Child(
-            "train",
-            request,
-            nice=config.nice,
-            memory_bytes_max=config.memory_bytes_max,
-            log=log,
-            threads=config.threads,
-        ) as child:
-            messages = child.messages()
-            while True:
-                async with asyncio.timeout(config.silence_timeout_us / 1e6):
-                    message = await anext(messages)
-                if message["kind"] == "done":
-                    result: dict[str, Any] = message["result"]
-                    return result
-                self._progress[run.run_id] = {k: v for k, v in message.items() if k != "kind"}
-
-    async def _publish(self, run: Run, trained: dict[str, Any], out: Path) -> dict[str, Any]:
-        """Register what the child made, then gate, then deploy; never half of it."""
-        job = self._state.catalog.definitions.job(run.job)
-        parity = trained["parity"]
-        if parity["different"]:
-            raise MlpdError(
-                f"the exported model differs from LightGBM: {parity}",
-                code="parity_failed",
-                hint="No certificate, no version; please report the model.",
-            )
-        files = {name: out / name for name in trained["files"]}
-        cause = Cause(f"run {run.run_id}", f"job {run.job}, {run.trigger}")
-        version = await self._registry.register(job.model, files, trained["lineage"], cause)
-        report = gate_report(job.gate, trained["metrics"])
-        if run.deploy == "champion" and report["passed"]:
-            aliases = {alias.alias: alias.version for alias in self._registry.aliases(job.model)}
-            why = Cause(f"run {run.run_id}", "gate passed", report)
-            await self._registry.move_alias(
-                job.model, "champion", version.number, why, expected=aliases.get("champion")
-            )
-            await self._on_alias()
-        return {
-            "model": job.model,
-            "version": version.number,
-            "digest": version.digest,
-            "metrics": trained["metrics"],
-            "parity": {
-                "rows": parity["rows"],
-                "bit_equal": parity["rows"] - parity["different"],
-            },
-            "gate": report,
-            "deployed": run.deploy if report["passed"] else "none",
-        }
+            move = partial(Run.move, state=RunState.CANCELLED, finished_us=now_us)
+        elif (error := task.exception()) is None:
+            result = task.result()
+            move = partial(Run.move, state=RunState.SUCCEEDED, finished_us=now_us, result=result)
+        else:
+            move = _failure(run, error, now_us)
+        return lambda stored: move(dataclasses.replace(stored, progress=progress))
 
     async def _store(self, run: Run) -> None:
         await self._writer.write(partial(store_run, run=run))
+
+    async def _change(self, run_id: str, change: _Change) -> Run:
+        """Store what `change` makes of the stored run, in one transaction; raises what it does."""
+        return await self._writer.write(partial(_change_run, run_id=run_id, change=change))
 
     def _with_progress(self, run: Run) -> Run:
         progress = self._progress.get(run.run_id)
         return run if progress is None else dataclasses.replace(run, progress=progress)
 
-    def _folder(self, run_id: str) -> Path:
-        return self._paths.runs / run_id
-
 
 def store_run(txn: WriteTransaction, run: Run) -> None:
     """Store a run's record."""
     txn.put(Table.RUNS, run.run_id.encode(), run.encode())
+
+
+def _change_run(txn: WriteTransaction, *, run_id: str, change: _Change) -> Run:
+    stored = txn.get(Table.RUNS, run_id.encode())
+    assert stored is not None, run_id  # runs are never deleted
+    before = Run.decode(stored)
+    run = change(before)
+    if run != before:
+        store_run(txn, run)
+    return run
+
+
+def _cancel(run: Run, *, now_us: int, asked: bool) -> Run:
+    """Cancel a queued run; a running one must be stopped first, so it stays as it is.
+
+    `asked`: the caller has stopped it, so finding it cancelled is what it wanted.
+    """
+    if run.state is RunState.RUNNING or (asked and run.state is RunState.CANCELLED):
+        return run
+    return run.move(RunState.CANCELLED, finished_us=now_us)
+
+
+def _failure(run: Run, error: BaseException, now_us: int) -> _Change:
+    """Return what becomes of a run that ended with `error`."""
+    if isinstance(error, TimeoutError):
+        error = MlpdError(
+            "the run took too long, or was silent for too long, and was stopped",
+            code="run_timeout",
+            hint="See [training] timeout and silence_timeout.",
+        )
+    if not isinstance(error, MlpdError):
+        _log.error("run %s failed", run.run_id, exc_info=error)
+        error = MlpdError(repr(error), code="internal")
+    _log.warning("run %s failed: %s", run.run_id, error.message)
+    if error.code == "child_died":  # killed, not refused: worth another attempt
+        return partial(Run.recover, now_us=now_us)
+    return partial(Run.move, state=RunState.FAILED, finished_us=now_us, error=error.to_dict())

@@ -16,8 +16,9 @@ from mlpd.core.time import Clock, format_time
 from mlpd.daemon.runs import Runs, store_run
 from mlpd.daemon.state import CatalogState
 from mlpd.storage.environment import Environment
+from mlpd.storage.log import rows_of
 from mlpd.storage.tables import Table
-from mlpd.storage.transactions import WriteTransaction
+from mlpd.storage.transactions import Snapshot, WriteTransaction
 from mlpd.storage.writer import Writer
 from mlpd.training.runs import Run
 from mlpd.training.schedule import Manual, NewRows, Schedule, due, next_due, parse_schedule
@@ -99,12 +100,12 @@ class JobScheduler:
         now_us = self._clock()
         with self._environment.snapshot() as snapshot:
             stored = snapshot.get(Table.JOBS, job.name.encode())
-            sequence = snapshot.sequence
-        if stored is None:  # first seen: it counts from now
-            await self._store(job.name, now_us, sequence, [])
+            rows = _count_rows(snapshot, schedule)
+        last_us, last_rows = _decode(stored)
+        if last_us is None or not rows.keys() <= last_rows.keys():  # first seen: it counts from now
+            await self._store(job.name, now_us, rows, [])
             return []
-        last_us, last_sequence = msgpack.unpackb(stored)
-        new_rows = sequence - last_sequence if isinstance(schedule, NewRows) else 0
+        new_rows = sum(count - last_rows[source] for source, count in rows.items())
         intervals = due(schedule, last_us, now_us, new_rows=new_rows)
         if not intervals:
             return []
@@ -114,11 +115,11 @@ class JobScheduler:
             )
             for interval in intervals
         ]
-        await self._store(job.name, now_us, sequence, runs)
+        await self._store(job.name, now_us, rows, runs)
         return runs
 
-    async def _store(self, job: str, now_us: int, sequence: int, runs: list[Run]) -> None:
-        position = msgpack.packb([now_us, sequence])
+    async def _store(self, job: str, now_us: int, rows: dict[str, int], runs: list[Run]) -> None:
+        position = msgpack.packb([now_us, rows])
 
         def write(txn: WriteTransaction) -> None:
             for run in runs:
@@ -126,6 +127,25 @@ class JobScheduler:
             txn.put(Table.JOBS, job.encode(), position)
 
         await self._writer.write(write)
+
+
+def _count_rows(snapshot: Snapshot, schedule: Schedule) -> dict[str, int]:
+    """Return how many rows the source of a `NewRows` has had; nothing for another schedule."""
+    if not isinstance(schedule, NewRows):
+        return {}
+    return {schedule.source: rows_of(snapshot, schedule.source)}
+
+
+def _decode(stored: bytes | None) -> tuple[int | None, dict[str, int]]:
+    """Return time and counts of a stored position.
+
+    Counts are missing while the job had another schedule, and in what was stored before they were
+    kept by source.
+    """
+    if stored is None:
+        return None, {}
+    last_us, rows = msgpack.unpackb(stored)
+    return last_us, rows if isinstance(rows, dict) else {}
 
 
 def check_schedules(jobs: Iterable[JobSpec]) -> None:

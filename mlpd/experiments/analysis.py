@@ -100,7 +100,7 @@ class ExperimentState:
         if new.phase >= len(self.phases):
             raise InternalError(
                 f"unit {unit!r} of experiment {self.spec.name!r} was exposed in phase "
-                f"{new.phase}, but only {len(self.phases)} have begun"
+                f"{new.phase + 1}, but only {len(self.phases)} have begun"
             )
         before = self._standing(unit, old) if old else None
         after = self._standing(unit, new)
@@ -180,7 +180,10 @@ class ExperimentResult:
         return (standing["moved"] + standing["switched"]) / max(1, standing.total())
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the JSON shape: comparisons, sample ratio, exclusions and a table per phase."""
+        """Return the JSON shape: comparisons, sample ratio, exclusions and a table per phase.
+
+        Phases are numbered from 1 in all that is shown; inside and in stored predictions, from 0.
+        """
         standing = self.state.standing
         return {
             "experiment": self.state.spec.name,
@@ -197,6 +200,7 @@ class ExperimentResult:
     def _phase_table(self, index: int) -> dict[str, Any]:
         phase, cells = self.state.phases[index], self.state.cells
         return {
+            "phase": index + 1,
             "started_us": phase.started_us,
             "arms": {
                 arm: {

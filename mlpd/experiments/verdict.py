@@ -126,7 +126,7 @@ def _compare(
         )
         lack = shortfall(metric, spec.control, control) or shortfall(metric, arm, treated)
         if lack:
-            missing = f"in phase {phase}, {lack}"
+            missing = f"in phase {phase + 1}, {lack}"  # people count from 1
         else:
             strata.append((control.moments, treated.moments))
     return _combined(spec, empty, strata) if strata else replace(empty, reason=missing)

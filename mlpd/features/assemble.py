@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlpd.core.columns import Column, Columns, DType, height
+from mlpd.core.convert import column_of
 from mlpd.core.errors import ValidationError
-from mlpd.core.specs import Closure, EntitySpec
+from mlpd.core.specs import Closure, EntitySpec, ViewSpec
 from mlpd.features.block import Block
 from mlpd.features.latest import LatestPlan, LatestQuery
 from mlpd.features.transforms import TransformSet
@@ -51,14 +52,19 @@ class WindowPart(ViewPart):
 
 
 class EntityParts:
-    """The views that are read by the key of one entity; `view_ids` of `latest`, then `windows`."""
+    """The views that are read by the key of one entity; `view_ids` of `latest`, then `windows`.
+
+    The last `split` views are those of which older tiles are read, too.
+    """
 
     def __init__(
         self, entity: EntitySpec, latest: Sequence[LatestPart], windows: Sequence[WindowPart]
     ) -> None:
         self.entity = entity
         self.latest = [part for part in latest if part.view.entity.name == entity.name]
-        self.windows = [part for part in windows if part.view.entity.name == entity.name]
+        mine = [part for part in windows if part.view.entity.name == entity.name]
+        self.windows = sorted(mine, key=lambda part: part.query.needs_older)
+        self.split = sum(part.query.needs_older for part in self.windows)
         self.view_ids = [part.view.view_id for part in (*self.latest, *self.windows)]
 
 
@@ -86,6 +92,12 @@ class FrameLayout:
             WindowPart(view, features, rows.add(view, features), plan, plan.query(features))
             for view, features in read
             if isinstance(plan := view.plan, WindowPlan)
+        ]
+        self._defaults = [
+            (rows[f"{part.view.view.name}.{feature}"], _word(part.view.view, feature))
+            for part in self.windows
+            for feature in part.features
+            if part.view.view.defaults.get(feature) is not None
         ]
         entities = (EntityParts(e, self.latest, self.windows) for e in closure.entities)
         self.entities = [parts for parts in entities if parts.view_ids]
@@ -120,8 +132,9 @@ class FrameLayout:
 
         `event_us`: per latest-value view the event time behind each row.
         """
+        nulls = {row: _fill_nulls(block, row, word) for row, word in self._defaults}
         self._transforms.run(self._steps, block)
-        return FeatureFrame(self, block, event_us)
+        return FeatureFrame(self, block, event_us, nulls)
 
 
 @dataclass(frozen=True)
@@ -129,12 +142,14 @@ class FeatureFrame:
     """Feature values for n rows.
 
     `columns`: in the order of the service's vector.  `statuses`: one per column.  `event_us`: per
-    latest-value view the event time behind each row, int64 [n], 0 where there is none.
+    latest-value view the event time behind each row, int64 [n], 0 where there is none.  `nulls`: by
+    row of the block, where a window feature's default stands in for null, bool [n].
     """
 
     layout: FrameLayout
     block: Block
     event_us: dict[str, NDArray[np.int64]] = field(default_factory=dict)
+    nulls: dict[int, NDArray[np.bool_]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return int(self.block.words.shape[1])
@@ -156,12 +171,15 @@ class FeatureFrame:
         """
         status = (~self.block.valid).view(np.uint8)
         status[: len(self.block.state)] = self.block.state
+        for row, null in self.nulls.items():
+            status[row] = null
         return {name: status[row] for name, row in self.layout.vector.items()}
 
     def take(self, index: NDArray[np.int64]) -> "FeatureFrame":
         """Return the rows that `index` selects."""
         event_us = {view: times[index] for view, times in self.event_us.items()}
-        return FeatureFrame(self.layout, self.block.take(index), event_us)
+        nulls = {row: null[index] for row, null in self.nulls.items()}
+        return FeatureFrame(self.layout, self.block.take(index), event_us, nulls)
 
 
 def check_given(closure: Closure, given: Mapping[str, Column]) -> None:
@@ -185,6 +203,21 @@ def wrong_given(closure: Closure, name: str, column: Column | None) -> Validatio
         code=f"missing_{kind.replace(' ', '_')}",
         hint="Send it with every row; null is allowed and means unknown.",
     )
+
+
+def _word(view: ViewSpec, feature: str) -> int:
+    """Return the word of a window feature's default: a number."""
+    block, dtype = Block.empty(1, 1, with_state=0), view.features[feature]
+    block.put(0, column_of(dtype, [view.defaults[feature]]))
+    return int(block.words[0, 0])
+
+
+def _fill_nulls(block: Block, row: int, word: int) -> NDArray[np.bool_]:
+    """Set a row's nulls to `word`; return where they were."""
+    null: NDArray[np.bool_] = ~block.valid[row]
+    block.words[row, null] = word
+    block.valid[row] = True
+    return null
 
 
 class _Rows(dict[str, int]):

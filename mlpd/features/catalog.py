@@ -11,6 +11,7 @@ from typing import Any
 from mlpd.core.closure import build_closure
 from mlpd.core.columns import DType
 from mlpd.core.document import parse_document
+from mlpd.core.errors import ConflictError, DefinitionError
 from mlpd.core.specs import Closure, Definitions, ViewSpec
 from mlpd.features.assemble import FrameLayout
 from mlpd.features.latest import LatestPlan
@@ -46,14 +47,31 @@ class Catalog:
     _layouts: dict[str, FrameLayout] = field(default_factory=dict, repr=False, compare=False)
 
     def layout(self, closure: Closure) -> FrameLayout:
-        """Return where the values of `closure` are in a block; any thread, 0.1 us when known."""
+        """Return where the values of `closure` are in a block; any thread, 0.1 us when known.
+
+        Raises ConflictError(code="definitions_changed") for a closure of other definitions that
+        means something else here.
+        """
         layout = self._layouts.get(closure.hash)
         if layout is None:
+            self._check_meaning(closure)
             if len(self._layouts) >= MAX_LAYOUTS:
                 self._layouts.clear()
             layout = FrameLayout(closure, self.views, self.transforms)
             self._layouts[closure.hash] = layout
         return layout
+
+    def _check_meaning(self, closure: Closure) -> None:
+        try:
+            if build_closure(self.definitions, closure.service).hash == closure.hash:
+                return
+        except DefinitionError:
+            pass  # what it reads is gone
+        raise ConflictError(
+            f"the definitions behind {closure.service.name!r} changed while they were read",
+            code="definitions_changed",
+            hint="Send the request again.",
+        )
 
     def to_state(self) -> dict[str, Any]:
         """Return what the store keeps; `build_catalog` takes it back."""

@@ -13,7 +13,8 @@ KEY_HEAD_BYTES = 6
 WORD_BYTES = 8
 _ENTITY_TAGS = b"sibh"
 
-Rows = Sequence[tuple[bytes, bytes]]
+Row = tuple[bytes, bytes, bytes | None]
+"""Key, value, and a window view's older tiles, if there are any."""
 
 
 def view_id_of(key: bytes) -> int:
@@ -22,19 +23,20 @@ def view_id_of(key: bytes) -> int:
 
 
 def find_faults(
-    views: Mapping[int, ViewPlan], rows: Rows, t_us: int
+    views: Mapping[int, ViewPlan], rows: Sequence[Row], t_us: int
 ) -> Iterator[tuple[bytes, str]]:
     """Yield (key, what is wrong) for online rows; `views` by id, rows of other ids have no view.
 
     `t_us`: later than every event in the rows.
     """
-    by_view: dict[int, list[tuple[bytes, bytes]]] = {}
-    for key, value in rows:
+    by_view: dict[int, list[Row]] = {}
+    for row in rows:
+        key = row[0]
         fault = _key_fault(key)
         if fault:
             yield key, fault
         elif (view_id := view_id_of(key)) in views:
-            by_view.setdefault(view_id, []).append((key, value))
+            by_view.setdefault(view_id, []).append(row)
     for view_id, part in by_view.items():
         yield from _value_faults(views[view_id], part, t_us)
 
@@ -48,20 +50,21 @@ def _key_fault(key: bytes) -> str:
     return "" if slot == wanted else f"it lies in slot {slot}, its entity belongs to {wanted}"
 
 
-def _value_faults(view: ViewPlan, rows: Rows, t_us: int) -> Iterator[tuple[bytes, str]]:
+def _value_faults(view: ViewPlan, rows: Sequence[Row], t_us: int) -> Iterator[tuple[bytes, str]]:
     plan = view.plan
     if isinstance(plan, LatestPlan):
-        yield from ((key, fault) for key, value in rows if (fault := plan.fault(value)))
-    elif _window_fault(plan, [value for _, value in rows], t_us):
-        faults = ((key, _window_fault(plan, [value], t_us)) for key, value in rows)
+        yield from ((key, fault) for key, value, _ in rows if (fault := plan.fault(value)))
+    elif _window_fault(plan, rows, t_us):
+        faults = ((row[0], _window_fault(plan, [row], t_us)) for row in rows)
         yield from ((key, fault) for key, fault in faults if fault)
 
 
-def _window_fault(plan: WindowPlan, values: Sequence[bytes], t_us: int) -> str:
-    if any(not value or len(value) % WORD_BYTES for value in values):
+def _window_fault(plan: WindowPlan, rows: Sequence[Row], t_us: int) -> str:
+    values, older = [value for _, value, _ in rows], [tiles for _, _, tiles in rows]
+    if not all(values) or any(len(part or b"") % WORD_BYTES for part in (*values, *older)):
         return "it is not made of words"
     try:
-        plan.read(values, t_us, tuple(plan.layout.outputs))
+        plan.read(values, older, t_us, tuple(plan.layout.outputs))
     except MlpdError as error:
         return error.message
     return ""

@@ -28,7 +28,6 @@ from mlpd.features.state_kernel import (
     RESOLUTIONS,
     RESULT_AT,
     START,
-    STORED_COUNTS,
     STREAMS_AT,
     TILE_WORDS,
     TILES,
@@ -36,6 +35,8 @@ from mlpd.features.state_kernel import (
     WORK_HEAD,
     clear_tile,
     position_of,
+    stored_place,
+    stored_tiles,
 )
 from mlpd.features.tile_kernel import (
     ABSENT,
@@ -68,28 +69,38 @@ FOLDS_HEAD = 8
 
 @device
 def fold_stored(
-    plan: I8, query: I8, spec: int, stored: I8, at: int, t_us: int, work: I8, work_f: F8
+    plan: I8, query: I8, spec: int, recent: I8, at: int, older: I8, older_at: int, older_end: int,
+    t_us: int, work: I8, work_f: F8,
 ) -> None:  # fmt: skip
-    """Put a stored value's tiles of one window together as the result."""
+    """Put an entity's stored tiles of one window together as the result.
+
+    Its recent tiles are the value at `recent[at]`, the older ones `older[older_at:older_end]`.
+    """
     resolution, size = query[spec + RESOLUTION], plan[TILE_WORDS]
-    first = at + STORED_COUNTS + plan[RESOLUTIONS]
-    for finer in range(resolution):
-        first += stored[at + STORED_COUNTS + finer] * size
-    tiles = stored[at + STORED_COUNTS + resolution]
+    first, newer = stored_place(plan, recent, at, resolution), stored_tiles(recent, at, resolution)
+    older_first, before = 0, 0
+    if older_end > older_at:
+        older_first = stored_place(plan, older, older_at, resolution)
+        before = stored_tiles(older, older_at, resolution)
     hop_us = plan[PLAN_HEAD + resolution * RESOLUTION_WIDTH + HOP_US]
     oldest = (t_us - query[spec + WIDTH_US]) // hop_us
-    start = position_of(stored, first, size, tiles, oldest)
-    split = position_of(stored, first, size, tiles, _pivot(oldest, query[spec + STRIDE]))
-    result, other = plan[RESULT_AT], plan[OTHER_AT]
+    pivot = _pivot(oldest, query[spec + STRIDE])
+    start = position_of(older, older_first, size, before, oldest)
+    middle = position_of(older, older_first, size, before, pivot)
+    if start == before:
+        start += position_of(recent, first, size, newer, oldest)
+    if middle == before:
+        middle += position_of(recent, first, size, newer, pivot)
+    result, other, tile = plan[RESULT_AT], plan[OTHER_AT], plan[EVENT_AT]
     clear_tile(plan, work, other)
-    for i in range(start, tiles + 1):
-        to, tile = result if i < split else other, plan[EVENT_AT]
-        if i < tiles:
-            position = split - 1 - (i - start) if i < split else i
-            copy_words(work, tile, stored, first + position * size, size)
+    for i in range(start, before + newer):
+        to, position = (result, middle - 1 - (i - start)) if i < middle else (other, i)
+        if position < before:
+            copy_words(work, tile, older, older_first + position * size, size)
         else:
-            to, tile = result, other
+            copy_words(work, tile, recent, first + (position - before) * size, size)
         merge_tile(query, query[QUERY_MERGES_AT], work, work_f, to, work, work_f, tile)
+    merge_tile(query, query[QUERY_MERGES_AT], work, work_f, result, work, work_f, other)
 
 
 @device

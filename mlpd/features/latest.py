@@ -33,7 +33,7 @@ _FIXED: dict[DType, str] = {
 }
 
 _NULLS_WORD = 4  # the fixed section is whole words of 8 bytes: four of stamps, the nulls' bitmap
-_PRESENT = int(Status.PRESENT)
+_PRESENT, _MISSING, _STALE = map(int, (Status.PRESENT, Status.MISSING, Status.STALE))
 
 KERNELS = "mlpd.features.latest_kernel"
 NEVER_US = 2**63 - 1
@@ -130,23 +130,33 @@ class LatestPlan:
         return "" if end == len(value) else f"it has {len(value)} bytes, its texts end at {end}"
 
     def read(
-        self, values: Sequence[bytes | None], t_us: int, query: LatestQuery, block: Block
+        self,
+        values: Sequence[bytes | None],
+        t_us: int,
+        query: LatestQuery,
+        block: Block,
+        *,
+        keep_stale: bool = False,
     ) -> NDArray[np.int64]:
         """Fill `block` with features of one row per value as of `t_us`; return the event times.
 
-        An event time is 0 where there is no row.
+        An event time is 0 where there is no row.  `keep_stale`: a value older than the ttl stays
+        what it is, with the status STALE.
         """
         size = self._layout.itemsize
         blank = bytes(size)
         fixed = b"".join([blank if v is None else v[:size] for v in values])
         rows, event_us = np.frombuffer(fixed, np.int64), np.empty(len(values), np.int64)
         self._kernels.read_rows.raw(
-            *words_of(rows, query.places), *query.words, t_us, self._ttl_us,
+            *words_of(rows, query.places), *query.words, t_us,
+            NEVER_US if keep_stale else self._ttl_us,
             *words_of(block.words, block.valid, block.state, event_us),
         )  # fmt: skip
         for row, dtype, _ in query.texts:
             block.texts[row] = self._texts(dtype, block.words[row].tolist(), values)
         _settle_texts(query, block)
+        if keep_stale:
+            self._mark_stale(block, t_us - event_us)
         return event_us
 
     def settle(
@@ -155,16 +165,26 @@ class LatestPlan:
         block: Block,
         missing: NDArray[np.bool_],
         age_us: NDArray[np.int64],
+        *,
+        keep_stale: bool = False,
     ) -> None:
         """Give a block with values and validity its statuses, as `read` does.
 
         `missing` [n]: whether there is no row; `age_us` [n] is that of the others.
         """
         self._kernels.settle_rows.raw(
-            *words_of(missing, age_us), *query.words, self._ttl_us,
+            *words_of(missing, age_us), *query.words,
+            NEVER_US if keep_stale else self._ttl_us,
             *words_of(block.words, block.valid, block.state),
         )  # fmt: skip
         _settle_texts(query, block)
+        if keep_stale:
+            self._mark_stale(block, age_us)
+
+    def _mark_stale(self, block: Block, age_us: NDArray[np.int64]) -> None:
+        """Give cells that were settled without a ttl the status STALE, their values as they are."""
+        there = block.state != _MISSING
+        block.state[there & (age_us > self._ttl_us)] = _STALE
 
     def query(self, features: tuple[str, ...]) -> LatestQuery:
         """Return what reads of `features` need to know; once, per layout of a frame."""

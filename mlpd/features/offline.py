@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlpd.core.columns import Column, Columns
-from mlpd.core.keys import encode_entity
-from mlpd.core.specs import Closure, EntitySpec
+from mlpd.core.specs import Closure
 from mlpd.features.assemble import FeatureFrame, FrameLayout, LatestPart, ViewPart, WindowPart
 from mlpd.features.block import Block
 from mlpd.features.catalog import Catalog
+from mlpd.features.entities import shared_codes
 from mlpd.features.latest import LatestPlan, empty_column
 from mlpd.features.stamps import Stamps
 
@@ -53,20 +53,34 @@ LoadEvents = Callable[[str, tuple[str, ...]], Events]
 
 
 def join_history(
-    catalog: Catalog, closure: Closure, spine: Spine, load: LoadEvents, *, mode: Mode
+    catalog: Catalog,
+    closure: Closure,
+    spine: Spine,
+    load: LoadEvents,
+    *,
+    mode: Mode,
+    keep_stale: bool = False,
 ) -> FeatureFrame:
-    """Return the features of every spine row.  Time O((m + n) log(m + n)) per view."""
+    """Return the features of every spine row.
+
+    `keep_stale`: values older than their ttl stay, with the status STALE.
+    Time O((m + n) log(m + n)) per view.
+    """
     layout = catalog.layout(closure)
     block = layout.begin(spine.given)
     event_us: dict[str, NDArray[np.int64]] = {}
     for source, parts in _by_source(layout).items():
         events = load(source, _needed_columns(parts))
+        coded: dict[str, Codes] = {}
         for part in parts:
-            codes = _shared_codes(part.view.entity, events.columns, spine.given)
+            entity = part.view.entity
+            if entity.name not in coded:
+                coded[entity.name] = shared_codes(entity, events.columns, spine.given)
+            codes = coded[entity.name]
             if isinstance(part, LatestPart):
                 rows = _latest_rows(codes, events.stamps, spine, mode)
                 times = event_us[part.view.view.name] = _at(events.stamps.event_us, rows)
-                _take_latest(part, events, rows, spine.t_us - times, block)
+                _take_latest(part, events, rows, spine.t_us - times, block, keep_stale)
             elif isinstance(part, WindowPart):
                 _join_windows(part, events, spine, codes, mode, block)
     return layout.finish(block, event_us)
@@ -117,6 +131,7 @@ def _take_latest(
     rows: NDArray[np.int64],
     age_us: NDArray[np.int64],
     block: Block,
+    keep_stale: bool,
 ) -> None:
     target = block.part(part.rows)
     for row, name in enumerate(part.features):
@@ -124,7 +139,7 @@ def _take_latest(
         if len(column) == 0:
             column = empty_column(column.dtype, 1)
         target.put(row, column.take(np.maximum(rows, 0)))
-    part.plan.settle(part.query, target, rows < 0, age_us)
+    part.plan.settle(part.query, target, rows < 0, age_us, keep_stale=keep_stale)
     block.fill_texts(part.rows, target)
 
 
@@ -175,22 +190,6 @@ def _last_at_most(
     place = np.empty(n + m, np.int64)
     place[order] = events_before - 1
     return place[n:]
-
-
-def _shared_codes(
-    entity: EntitySpec, events: Mapping[str, Column], spine: Mapping[str, Column]
-) -> Codes:
-    """Return dense codes of the entity keys on both sides, -1 for a null key."""
-    seen: dict[tuple[object, ...], int] = {}
-    sides = []
-    for columns in (events, spine):
-        keys = list(zip(*(columns[name].to_list() for name in entity.columns), strict=True))
-        for key in dict.fromkeys(keys):
-            if key not in seen:
-                encoded = encode_entity(entity.types, key, entity.name)
-                seen[key] = -1 if encoded is None else len(seen)
-        sides.append(np.fromiter((seen[key] for key in keys), np.int64, len(keys)))
-    return sides[0], sides[1]
 
 
 def _at(values: NDArray[np.int64], index: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -3,6 +3,9 @@
 Per resolution the live tiles stand in `work`, sorted by index, in a region that they slide along:
 old ones leave at the front, new ones come at the end.  `plan` says where everything is; `tiles.py`
 builds it.
+
+An entity's tiles are stored as two values: the recent ones, which nearly every event changes, and
+the older ones, which change when the recent ones have become too many or an event comes late.
 """
 
 # ruff: noqa: PLR0913, PLR0917  a kernel's arguments are flat arrays
@@ -17,19 +20,28 @@ from mlpd.features.tile_kernel import F8, I8, U1, copy_words, merge_tile, write_
 """Head of a plan: where its stream table, merge list and empty tile are; a tile's length; places
 for one tile each in `work`, of which that at EMPTY_AT stays empty."""
 PLAN_HEAD = 11
-HOP_US, RETENTION_US, CAPACITY, REGION_AT = range(4)
-"""Then per resolution; REGION_AT is the place of its tiles in `work`, for 2 * CAPACITY of them."""
-RESOLUTION_WIDTH = 4
+HOP_US, RETENTION_US, CAPACITY, RECENT, REGION_AT = range(5)
+"""Then per resolution; at most RECENT tiles are stored as recent; REGION_AT is the place of its
+tiles in `work`, for 2 * CAPACITY of them."""
+RESOLUTION_WIDTH = 5
 
-STORED_LAYOUT, STORED_NEWEST_US, STORED_COUNTS = range(3)
-"""Head of a stored value: layout, newest event time, then the number of tiles per resolution."""
+STORED_LAYOUT, STORED_NEWEST_US, STORED_HEAD = range(3)
+"""Head of a stored value: layout, newest event time."""
+STORED_TILES, STORED_SINCE = range(2)
+"""Then per resolution: the number of tiles; of the recent ones, the index from which on they are
+the recent ones: tiles before it are among the older ones."""
+STORED_WIDTH = 2
 
 NEWEST_US, WORK_HEAD = range(2)
 """Head of `work`: the newest event time in the tiles."""
-START, TILES, TOUCHED, HORIZON, HORIZON_UNTIL_US = range(5)
+START, TILES, TOUCHED, HORIZON, HORIZON_UNTIL_US, SINCE = range(6)
 """Then per resolution: live tiles are START to START + TILES of the region.  TOUCHED is the oldest
-index changed since the last evaluation; tiles below HORIZON are gone and refused."""
-META_WIDTH = 5
+index changed since the last evaluation; tiles below HORIZON are gone and refused; those below SINCE
+are stored and not loaded."""
+META_WIDTH = 6
+
+REFUSED, APPLIED, UNLOADED = range(3)
+"""What `apply_event` returns; UNLOADED asks for the older tiles, and leaves `work` half-changed."""
 
 NEVER = -(1 << 62)
 ALWAYS = 1 << 62
@@ -48,6 +60,7 @@ def reset(plan: I8, work: I8) -> None:
         work[meta + TOUCHED] = NEVER  # no fold is good
         work[meta + HORIZON] = NEVER
         work[meta + HORIZON_UNTIL_US] = NEVER
+        work[meta + SINCE] = NEVER
 
 
 @device
@@ -59,12 +72,11 @@ def clear_tile(plan: I8, work: I8, tile: int) -> None:
 @device
 def is_sound(plan: I8, stored: I8, first: int, last: int) -> bool:
     """Tell whether words `first` to `last` are a whole value of this plan's layout."""
-    head = STORED_COUNTS + plan[RESOLUTIONS]
-    if last - first < head or stored[first + STORED_LAYOUT] != plan[LAYOUT]:
+    words = STORED_HEAD + plan[RESOLUTIONS] * STORED_WIDTH
+    if last - first < words or stored[first + STORED_LAYOUT] != plan[LAYOUT]:
         return False
-    words = head
     for resolution in range(plan[RESOLUTIONS]):
-        tiles = stored[first + STORED_COUNTS + resolution]
+        tiles = stored_tiles(stored, first, resolution)
         if not 0 <= tiles <= plan[PLAN_HEAD + resolution * RESOLUTION_WIDTH + CAPACITY]:
             return False
         words += tiles * plan[TILE_WORDS]
@@ -72,36 +84,129 @@ def is_sound(plan: I8, stored: I8, first: int, last: int) -> bool:
 
 
 @device
-def load(plan: I8, stored: I8, first: int, last: int, work: I8) -> bool:
-    """Take a stored value into `work`; no words are an entity never seen."""
+def stored_tiles(stored: I8, first: int, resolution: int) -> int:
+    """Return the number of a resolution's tiles in the value at word `first`."""
+    return int(stored[first + STORED_HEAD + resolution * STORED_WIDTH + STORED_TILES])
+
+
+@device
+def stored_place(plan: I8, stored: I8, first: int, resolution: int) -> int:
+    """Return the place of a resolution's first tile in the value at word `first`."""
+    place = first + STORED_HEAD + int(plan[RESOLUTIONS]) * STORED_WIDTH
+    for finer in range(resolution):
+        place += stored_tiles(stored, first, finer) * plan[TILE_WORDS]
+    return int(place)
+
+
+@device
+def load_recent(plan: I8, stored: I8, first: int, last: int, work: I8) -> bool:
+    """Take the recent tiles into `work`; no words are an entity never seen."""
     reset(plan, work)
     if first == last:
         return True
     if not is_sound(plan, stored, first, last):
         return False
     work[NEWEST_US] = stored[first + STORED_NEWEST_US]
-    at = first + STORED_COUNTS + plan[RESOLUTIONS]
+    _append_tiles(plan, stored, first, work)
     for resolution in range(plan[RESOLUTIONS]):
-        tiles = stored[first + STORED_COUNTS + resolution]
-        region = plan[PLAN_HEAD + resolution * RESOLUTION_WIDTH + REGION_AT]
-        work[WORK_HEAD + resolution * META_WIDTH + TILES] = tiles
-        copy_words(work, region, stored, at, tiles * plan[TILE_WORDS])
-        at += tiles * plan[TILE_WORDS]
+        since = stored[first + STORED_HEAD + resolution * STORED_WIDTH + STORED_SINCE]
+        work[WORK_HEAD + resolution * META_WIDTH + SINCE] = since
     return True
 
 
 @device
-def store(plan: I8, work: I8, out: I8, at: int) -> int:
-    """Write `work` as a stored value from word `at` on; return the word after it."""
+def load_all(
+    plan: I8, older: I8, older_first: int, older_last: int,
+    recent: I8, first: int, last: int, work: I8,
+) -> bool:  # fmt: skip
+    """Take all tiles into `work`, which has room for twice as many as either value may have."""
+    reset(plan, work)
+    if older_last > older_first:
+        if not is_sound(plan, older, older_first, older_last):
+            return False
+        _append_tiles(plan, older, older_first, work)
+    if last > first:
+        if not is_sound(plan, recent, first, last):
+            return False
+        work[NEWEST_US] = recent[first + STORED_NEWEST_US]
+        _append_tiles(plan, recent, first, work)
+    return True
+
+
+@device
+def _append_tiles(plan: I8, stored: I8, first: int, work: I8) -> None:
+    """Copy a value's tiles behind those in `work`; they must be newer, and `work` fresh."""
+    size = plan[TILE_WORDS]
+    for resolution in range(plan[RESOLUTIONS]):
+        meta = WORK_HEAD + resolution * META_WIDTH
+        region = plan[PLAN_HEAD + resolution * RESOLUTION_WIDTH + REGION_AT]
+        tiles = stored_tiles(stored, first, resolution)
+        place = stored_place(plan, stored, first, resolution)
+        copy_words(work, region + work[meta + TILES] * size, stored, place, tiles * size)
+        work[meta + TILES] += tiles
+
+
+@device
+def is_overfull(plan: I8, work: I8) -> bool:
+    """Tell whether there are more tiles than may be stored as recent."""
+    for resolution in range(plan[RESOLUTIONS]):
+        recent = plan[PLAN_HEAD + resolution * RESOLUTION_WIDTH + RECENT]
+        if work[WORK_HEAD + resolution * META_WIDTH + TILES] > recent:
+            return True
+    return False
+
+
+@device
+def split(plan: I8, work: I8) -> bool:
+    """Set SINCE of all tiles in `work`: half of RECENT stay recent where there are too many.
+
+    Returns whether any is older.
+    """
+    found = False
+    for resolution in range(plan[RESOLUTIONS]):
+        meta = WORK_HEAD + resolution * META_WIDTH
+        recent = plan[PLAN_HEAD + resolution * RESOLUTION_WIDTH + RECENT]
+        work[meta + SINCE] = NEVER
+        if work[meta + TILES] > recent:
+            older = work[meta + TILES] - (recent + 1) // 2
+            place = first_tile(plan, work, resolution) + older * plan[TILE_WORDS]
+            work[meta + SINCE] = work[place]
+            found = True
+    return found
+
+
+@device
+def store_recent(plan: I8, work: I8, out: I8, at: int) -> int:
+    """Write the tiles from SINCE on as a value from word `at` on; return the word after it."""
+    return _store(plan, work, 0, out, at)
+
+
+@device
+def store_older(plan: I8, work: I8, out: I8, at: int) -> int:
+    """Write the tiles before SINCE as a value from word `at` on; return the word after it."""
+    return _store(plan, work, 1, out, at)
+
+
+@device
+def _store(plan: I8, work: I8, is_older: int, out: I8, at: int) -> int:
     out[at + STORED_LAYOUT] = plan[LAYOUT]
     out[at + STORED_NEWEST_US] = work[NEWEST_US]
-    end = at + STORED_COUNTS + int(plan[RESOLUTIONS])
+    size = int(plan[TILE_WORDS])
+    end = at + STORED_HEAD + int(plan[RESOLUTIONS]) * STORED_WIDTH
     for resolution in range(plan[RESOLUTIONS]):
-        tiles = work[WORK_HEAD + resolution * META_WIDTH + TILES]
-        first = first_tile(plan, work, resolution)
-        out[at + STORED_COUNTS + resolution] = tiles
-        copy_words(out, end, work, first, tiles * plan[TILE_WORDS])
-        end += tiles * plan[TILE_WORDS]
+        meta = WORK_HEAD + resolution * META_WIDTH
+        first, tiles = first_tile(plan, work, resolution), int(work[meta + TILES])
+        older = position_of(work, first, size, tiles, work[meta + SINCE])
+        if is_older:
+            tiles = older
+        else:
+            first += older * size
+            tiles -= older
+        head = at + STORED_HEAD + resolution * STORED_WIDTH
+        out[head + STORED_TILES] = tiles
+        out[head + STORED_SINCE] = work[meta + SINCE]
+        copy_words(out, end, work, first, tiles * size)
+        end += tiles * size
     return end
 
 
@@ -156,7 +261,7 @@ def apply_event(
     plan: I8, work: I8, work_f: F8, row: int, event_us: I8, known_us: I8, sequences: I8,
     bits: I8, reals: F8, valid: U1,
 ) -> int:  # fmt: skip
-    """Merge an event into its tile of every resolution; return 0 if all refuse it, else 1."""
+    """Merge an event into its tile of every resolution; REFUSED if it is too old for all."""
     streams, event_at = plan[STREAMS], plan[EVENT_AT]
     event = event_us[row]
     is_written = False
@@ -165,6 +270,8 @@ def apply_event(
         index = event // plan[PLAN_HEAD + resolution * RESOLUTION_WIDTH + HOP_US]
         if index < work[meta + HORIZON]:
             continue
+        if index < work[meta + SINCE]:
+            return UNLOADED
         if not is_written:
             write_event(
                 plan, plan[STREAMS_AT], streams, plan[EMPTY_TILE_AT], work, work_f, event_at,
@@ -175,9 +282,9 @@ def apply_event(
         merge_tile(plan, plan[MERGES_AT], work, work_f, tile, work, work_f, event_at)
         work[meta + TOUCHED] = min(work[meta + TOUCHED], index)
     if not is_written:
-        return 0
+        return REFUSED
     work[NEWEST_US] = max(work[NEWEST_US], event)
-    return 1
+    return APPLIED
 
 
 @device

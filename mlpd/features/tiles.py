@@ -1,20 +1,20 @@
 """Layout of a window view's tiles: its streams, the words they need, the tables kernels read.
 
-The value of an entity in LMDB is described byte by byte in docs/formats/tiles.md.
+The values of an entity in LMDB are described byte by byte in docs/formats/tiles.md.
 """
 
+import math
 import zlib
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mlpd.core.columns import DType
-from mlpd.core.errors import DefinitionError
+from mlpd.core.errors import DefinitionError, InternalError
 from mlpd.core.expressions import Expression, parse_expression
 from mlpd.core.hashing import canonical_json
 from mlpd.core.specs import AGGREGATE_FUNCTIONS, AggregateSpec, SourceSpec, ViewSpec
@@ -23,7 +23,9 @@ from mlpd.features.state_kernel import (
     META_WIDTH,
     PLAN_HEAD,
     RESOLUTION_WIDTH,
-    STORED_COUNTS,
+    STORED_HEAD,
+    STORED_TILES,
+    STORED_WIDTH,
     WORK_HEAD,
 )
 from mlpd.features.tile_kernel import (
@@ -50,11 +52,15 @@ from mlpd.features.tile_kernel import (
     SUM_AT,
 )
 
-FORMAT = 1
+FORMAT = 2
 """Version of the stored form; part of every value's layout word."""
 
 MAX_TILES = 65_536
-"""Tiles of one resolution at most: 45 days in 1 min hops.  A value holds them all."""
+"""Tiles of one resolution at most: 45 days in 1 min hops."""
+
+MIN_RECENT = 16
+"""Of n tiles at most max(MIN_RECENT, sqrt(n)) are stored as recent: an event writes these, and the
+older ones are written again once for half as many new tiles, so the square root costs least."""
 
 INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
 
@@ -93,6 +99,12 @@ class Stream:
     places: dict[int, int]
 
     @property
+    def key(self) -> tuple[str | None, str | None]:
+        """The texts of input and filter: within a source, streams of one key have equal values."""
+        texts = (e.text if e is not None else None for e in (self.input, self.filter))
+        return next(texts), next(texts)
+
+    @property
     def words(self) -> list[int]:
         """The words of no values."""
         return [0, *(word for piece in self.places if piece in PIECES for word in PIECES[piece])]
@@ -116,13 +128,21 @@ class Output:
     dtype: DType
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Tiles:
+    """An entity's tiles, decoded: by hop in us the words [n, tile_words], oldest first."""
+
+    newest_event_us: int
+    by_hop: dict[int, Table]
+
+
 @dataclass(frozen=True)
 class TileLayout:
     """Everything about a view's tiles.
 
     `plan`: the table of `window_kernel`.  `outputs`: by feature name.  `work_words`: length of the
     kernels' scratch state, without the folds that a join keeps behind it: `walk_words` with them,
-    at `folds_at` of each window.
+    at `folds_at` of each window.  `split_hops_us`: those that may have older tiles.
     """
 
     view: ViewSpec
@@ -135,6 +155,12 @@ class TileLayout:
     work_words: int
     folds_at: tuple[int, ...]
     walk_words: int
+    split_hops_us: frozenset[int]
+
+    def needs_older(self, features: Sequence[str]) -> bool:
+        """Tell whether reads of `features` need an entity's older tiles."""
+        windows = {self.outputs[feature].window for feature in features}
+        return any(self.view.hops_us[window] in self.split_hops_us for window in windows)
 
     def query(self, features: Sequence[str]) -> Table:
         """Return the kernels' table for the outputs `features`, in this order as columns."""
@@ -157,8 +183,8 @@ class TileLayout:
         return np.array([*words, *_merge_list(needs, merges_at)], np.int64)
 
 
-def build_layout(view: ViewSpec, source: SourceSpec) -> TileLayout:
-    """Return the layout of a window view.
+def build_layout(view: ViewSpec, source: SourceSpec, *, min_recent: int = MIN_RECENT) -> TileLayout:
+    """Return the layout of a window view; `min_recent` changes what is stored where, no result.
 
     Raises DefinitionError(code="too_many_tiles") for windows of more than MAX_TILES hops.
     """
@@ -173,10 +199,11 @@ def build_layout(view: ViewSpec, source: SourceSpec) -> TileLayout:
             hint="Declare a longer hop.",
         )
     tiles_at = WORK_HEAD + META_WIDTH * len(hops)
-    grid: list[tuple[int, int, int, int]] = []
+    grid: list[tuple[int, int, int, int, int]] = []
     work_words = tiles_at + 4 * tile_words  # four single tiles, then the regions, then the folds
     for hop, retention, capacity in zip(hops, retentions, capacities, strict=True):
-        grid.append((hop, retention, capacity, work_words))
+        recent = max(min_recent, math.isqrt(capacity))
+        grid.append((hop, retention, capacity, recent, work_words))
         work_words += 2 * capacity * tile_words
     places = [2 * capacities[hops.index(hop)] for hop in view.hops_us]
     folds = accumulate((FOLDS_HEAD + n * tile_words for n in places), initial=work_words)
@@ -193,6 +220,7 @@ def build_layout(view: ViewSpec, source: SourceSpec) -> TileLayout:
         work_words=work_words,
         folds_at=tuple(folds_at),
         walk_words=walk_words,
+        split_hops_us=frozenset(hop for hop, _, capacity, recent, _ in grid if capacity > recent),
     )
 
 
@@ -201,7 +229,7 @@ def _plan(
     tile_words: int,
     layout_word: int,
     tiles_at: int,
-    grid: Sequence[tuple[int, int, int, int]],
+    grid: Sequence[tuple[int, int, int, int, int]],
 ) -> Table:
     """Return the kernels' plan: head, resolutions, stream table, empty tile, merge list."""
     streams_at = PLAN_HEAD + RESOLUTION_WIDTH * len(grid)
@@ -216,21 +244,27 @@ def _plan(
     return np.array(words, np.int64)
 
 
-def decode_value(layout: TileLayout, value: bytes) -> dict[str, Any]:
-    """Return a stored value for people: newest event time and per hop the tiles' words.
+def decode_tiles(layout: TileLayout, recent: bytes, older: bytes | None = None) -> Tiles:
+    """Return an entity's stored values for people: all tiles, the older ones first.
 
-    `{"newest_event_us": int, "tiles": {hop_us: int64 [n, tile_words]}}`; float words show as bits.
+    Raises InternalError(code="window_state") for values of another layout.
     """
+    parts = [_decode(layout, value) for value in (older, recent) if value]
+    rows = (np.concatenate(tiles) for tiles in zip(*(tiles for _, tiles in parts), strict=True))
+    return Tiles(parts[-1][0], dict(zip(layout.hops_us, rows, strict=True)))
+
+
+def _decode(layout: TileLayout, value: bytes) -> tuple[int, list[Table]]:
     words = np.frombuffer(value, np.int64)
-    counts = words[STORED_COUNTS : STORED_COUNTS + len(layout.hops_us)].tolist()
-    parts = np.split(
-        words[STORED_COUNTS + len(counts) :], np.cumsum(counts)[:-1] * layout.tile_words
-    )
-    tiles = zip(layout.hops_us, parts, strict=True)
-    return {
-        "newest_event_us": int(words[1]),
-        "tiles": {hop: part.reshape(-1, layout.tile_words) for hop, part in tiles},
-    }
+    head = STORED_HEAD + STORED_WIDTH * len(layout.hops_us)
+    counts = words[STORED_HEAD + STORED_TILES : head : STORED_WIDTH]
+    if words[0] != layout.layout_word or len(words) != head + counts.sum() * layout.tile_words:
+        raise InternalError(
+            f"view {layout.view.name!r}: a value isn't of this view's layout, or is damaged",
+            code="window_state",
+        )
+    tiles = np.split(words[head:].reshape(-1, layout.tile_words), np.cumsum(counts)[:-1])
+    return int(words[1]), tiles
 
 
 def _retention_us(view: ViewSpec, hop_us: int) -> int:
@@ -304,19 +338,14 @@ _MERGED_AS = {
 
 def _layout_word(streams: Sequence[Stream], hops: Sequence[int], retentions: Sequence[int]) -> int:
     """Return the word that marks values of this layout: checksum << 32 | format."""
-    shape = [
-        [s.input and s.input.text, s.filter and s.filter.text, s.kind, list(s.places.items())]
-        for s in streams
-    ]
+    shape = [[*stream.key, stream.kind, list(stream.places.items())] for stream in streams]
     checksum = zlib.crc32(canonical_json([shape, list(hops), list(retentions)])) >> 1
     return checksum << 32 | FORMAT
 
 
 def _outputs(view: ViewSpec, streams: Sequence[Stream]) -> dict[str, Output]:
     """Return the outputs by feature name; `view.features` has windows within aggregates."""
-    keys = [
-        (s.input.text if s.input else None, s.filter.text if s.filter else None) for s in streams
-    ]
+    keys = [stream.key for stream in streams]
     pairs = [(a, w) for a in view.aggregates for w in range(len(view.windows_us))]
     found = {}
     for (name, dtype), (aggregate, window) in zip(view.features.items(), pairs, strict=True):

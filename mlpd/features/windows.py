@@ -4,7 +4,7 @@
 """
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Any, Final, Literal, Protocol
@@ -17,9 +17,10 @@ from mlpd.core.errors import InternalError, NotFoundError, ValidationError
 from mlpd.core.expressions import Expression
 from mlpd.core.kernels import address_of
 from mlpd.core.specs import SourceSpec, ViewSpec
-from mlpd.features.state_kernel import STORED_COUNTS
+from mlpd.features.stamps import Stamps
+from mlpd.features.state_kernel import STORED_HEAD, STORED_WIDTH
 from mlpd.features.tile_kernel import EVENTS, REAL
-from mlpd.features.tiles import Stream, TileLayout, build_layout
+from mlpd.features.tiles import MIN_RECENT, Stream, TileLayout, build_layout
 from mlpd.features.window_kernel import (
     BAD_ENTITY,
     BAD_VALUE,
@@ -29,6 +30,8 @@ from mlpd.features.window_kernel import (
 )
 
 Int64s = NDArray[np.int64]
+Joined = tuple[Int64s, Int64s]
+"""The words of several values, and where each starts and, last, the end."""
 JoinMode = Literal["as_known", "as_corrected", "as_of_sequence"]
 
 KERNELS = "mlpd.features.window_kernel"
@@ -44,7 +47,8 @@ MAX_QUERIES = 256
 class WindowKernels(Protocol):
     """The entries of `window_kernel`, from `load_kernels`; reads need native ones, for `raw`."""
 
-    update_values: Any
+    update_recent: Any
+    update_all: Any
     read_values: Any
     group_rows: Any
     join_rows: Any
@@ -60,28 +64,43 @@ class WindowInputs:
 
     bits: Int64s
     valid: NDArray[np.uint8]
+    streams: int
+
+    def take(self, rows: Int64s) -> "WindowInputs":
+        """Return the inputs of the rows at the indexes `rows`."""
+        bits = self.bits.reshape(-1, self.streams).take(rows, axis=0)
+        valid = self.valid.reshape(-1, self.streams).take(rows, axis=0)
+        return WindowInputs(bits.reshape(-1), valid.reshape(-1), self.streams)
 
 
-class TileUpdate(list["bytes | None"]):
-    """New values by entity, None where nothing changes; `late_rows` were beyond the retention."""
+@dataclass(slots=True)
+class TileUpdate:
+    """What a batch changes: new values by the entity's index.
 
-    __slots__ = ("late_rows",)
+    `recent`: None where nothing changes.  `older`: those that change, None for no older tiles.
+    `late_rows`: rows beyond the retention.
+    """
 
-    def __init__(self, values: Sequence[bytes | None], late_rows: int) -> None:
-        super().__init__(values)
-        self.late_rows: Final = late_rows
+    recent: list[bytes | None]
+    older: dict[int, bytes | None]
+    late_rows: int
+
+
+GetOlder = Callable[[Sequence[int]], Sequence["bytes | None"]]
+"""Returns the older values of the entities at these indexes."""
 
 
 @dataclass(frozen=True, slots=True)
 class WindowQuery:
     """A set of features, resolved: the kernel's table and the types of the columns.
 
-    `words`: the table's address and length.
+    `words`: the table's address and length.  `needs_older`: whether a read wants older values.
     """
 
     table: Int64s
     dtypes: tuple[DType, ...]
     words: tuple[int, int]
+    needs_older: bool
 
 
 class _Scratch(threading.local):
@@ -96,12 +115,15 @@ class _Scratch(threading.local):
 class WindowPlan:
     """Updates, reads and joins of one window view.
 
-    Immutable but for caches; any thread may call it.  Values are opaque bytes: one per entity.
+    Immutable but for caches; any thread may call it.  An entity has two values, opaque bytes: its
+    recent tiles and, once there are many, the older ones.
     """
 
     def __init__(self, layout: TileLayout, kernels: WindowKernels) -> None:
         self.layout: Final = layout
         self.columns: Final = _columns(layout.streams)
+        self.inputs_key: Final = tuple(stream.key for stream in layout.streams)
+        """Plans of one source whose keys are equal have equal inputs."""
         self._kernels = kernels
         self._scratch = _Scratch(layout.work_words)
         self._plan_words = address_of(layout.plan), layout.plan.size
@@ -110,18 +132,26 @@ class WindowPlan:
         self._shift_us = 1 if layout.view.closed == "right" else 0
 
     @classmethod
-    def build(cls, view: ViewSpec, source: SourceSpec, kernels: WindowKernels) -> "WindowPlan":
+    def build(
+        cls,
+        view: ViewSpec,
+        source: SourceSpec,
+        kernels: WindowKernels,
+        *,
+        min_recent: int = MIN_RECENT,
+    ) -> "WindowPlan":
         """Return the plan of a window view; once, at apply or start.
 
-        `kernels`: from `load_kernels(KERNELS)`.  Raises DefinitionError(code="too_many_tiles").
+        `kernels`: from `load_kernels(KERNELS)`.  `min_recent`: see `build_layout`.  Raises
+        DefinitionError(code="too_many_tiles").
         """
-        return cls(build_layout(view, source), kernels)
+        return cls(build_layout(view, source, min_recent=min_recent), kernels)
 
     def inputs(self, columns: Mapping[str, Column]) -> WindowInputs:
         """Return the aggregates' inputs for a batch: every expression evaluated once.
 
         `columns` holds at least `self.columns`, and one column if that is empty (a view that only
-        counts events).  0.6 us per stream, and 10 us per expression that isn't just a column.
+        counts events).  0.6 us per stream, and 5 us per expression that isn't just a column.
         """
         n, streams = height(columns), self.layout.streams
         bits = np.zeros((n, len(streams)), np.int64)
@@ -138,75 +168,106 @@ class WindowPlan:
             if stream.filter is not None:
                 kept = _evaluate(stream.filter, columns, evaluated)
                 valid[:, index] &= kept.values & kept.mask()
-        return WindowInputs(bits.reshape(-1), valid.reshape(-1))
+        return WindowInputs(bits.reshape(-1), valid.reshape(-1), len(streams))
 
     def update(
         self,
         values: Sequence[bytes | None],
+        get_older: GetOlder,
         entity_of_row: Int64s,
-        event_us: Int64s,
-        known_us: Int64s,
-        sequences: Int64s,
+        stamps: Stamps,
         inputs: WindowInputs,
         newest_known_us: int,
     ) -> TileUpdate:
-        """Return the new value of every entity after the rows, applied in their order.
+        """Return the new values of every entity after the rows, applied in their order.
 
-        `values`: current ones, None for an entity never seen.  `entity_of_row`: index into them,
-        int64 [n].  `newest_known_us`: at least every event time; reads at a later t stay exact,
-        tiles that none of them can need are dropped.  A row older than every retention changes
-        nothing and counts in `late_rows`.
+        `values`: current recent ones, None for an entity never seen; `get_older` is asked for the
+        few that need their older tiles.  `entity_of_row`: index into `values`, int64 [n].
+        `newest_known_us`: at least every event time; reads at a later t stay exact, tiles that
+        none of them can need are dropped.  A row older than every retention changes nothing and
+        counts in `late_rows`.
         """
-        layout, rows, entities = self.layout, len(entity_of_row), len(values)
-        stored, starts = join_values(values)
-        head = STORED_COUNTS + len(layout.hops_us)
-        growth = rows * len(layout.hops_us) * layout.tile_words
-        out = np.empty(len(stored) + entities * head + growth, np.int64)
-        out_starts = np.empty(entities + 1, np.int64)
-        scratch = self._scratch
-        result = self._kernels.update_values(
-            layout.plan, stored, starts, entity_of_row, self._shifted(event_us), known_us,
-            sequences, inputs.bits, inputs.bits.view(np.float64), inputs.valid, newest_known_us,
-            np.empty(rows, np.int64), np.empty(entities + 1, np.int64),
-            scratch.work, scratch.work_f, out, out_starts,
+        entities = len(values)
+        recent, starts = join_values(values)
+        batch = (self._shifted(stamps.event_us), stamps.known_us, stamps.sequences)
+        rows = (*batch, inputs.bits, inputs.bits.view(np.float64), inputs.valid, newest_known_us)
+        groups = np.empty(len(entity_of_row), np.int64), np.empty(entities + 1, np.int64)
+        work = self._scratch.work, self._scratch.work_f
+        out, ends = self._room(recent, entities, len(entity_of_row))
+        unloaded = np.empty(entities, np.uint8)
+        late = self._kernels.update_recent(
+            self.layout.plan, recent, starts, entity_of_row, *rows, *groups, *work, out, ends,
+            unloaded,
         )  # fmt: skip
-        if result < OK:
-            raise self._failure(result)
-        ends = out_starts.tolist()
-        return TileUpdate(
-            [out[start:end].tobytes() if end > start else None for start, end in pairwise(ends)],
-            result,
+        update = TileUpdate(_cut(out, ends), {}, self._checked(late))
+        if unloaded.any():
+            chosen = np.flatnonzero(unloaded)
+            older, older_starts = join_values(get_older(chosen.tolist()))
+            out, ends = self._room(recent, entities, len(entity_of_row), older)
+            older_out, older_ends = np.empty_like(out), np.empty_like(ends)
+            late = self._kernels.update_all(
+                self.layout.plan, recent, starts, older, older_starts, chosen, *rows, *groups,
+                *work, out, ends, older_out, older_ends,
+            )  # fmt: skip
+            update.late_rows += self._checked(late)
+            new = zip(_cut(out, ends), _cut(older_out, older_ends), strict=False)
+            for entity, (value, older_value) in zip(chosen.tolist(), new, strict=False):
+                if value is not None:
+                    update.recent[entity], update.older[entity] = value, older_value
+        return update
+
+    def _room(
+        self, recent: Int64s, entities: int, rows: int, older: Int64s | None = None
+    ) -> tuple[Int64s, Int64s]:
+        """Return room for the new values of all entities, and for where they end."""
+        hops = len(self.layout.hops_us)
+        head = STORED_HEAD + STORED_WIDTH * hops
+        words = len(recent) + entities * head + rows * hops * self.layout.tile_words
+        return (
+            np.empty(words + (0 if older is None else len(older)), np.int64),
+            np.empty(entities + 1, np.int64),
         )
 
-    def read(
-        self, values: Sequence[bytes | None], t_us: Int64s | int, features: Sequence[str]
-    ) -> Columns:
-        """Return the features of each value as of t: one t, or int64 [n].
+    def _checked(self, result: int) -> int:
+        if result < OK:
+            raise self._failure(result)
+        return result
 
-        Every t must be later than the newest event in its value: true for t after all arrivals of
-        the snapshot; else ValidationError(code="read_in_the_past").  About 6 us, and per entity
-        and window 10 ns for each tile and stream.
+    def read(
+        self,
+        values: Sequence[bytes | None],
+        older: Sequence[bytes | None],
+        t_us: Int64s | int,
+        features: Sequence[str],
+    ) -> Columns:
+        """Return the features of each entity as of t: one t, or int64 [n].
+
+        `values` and `older`: its recent and older tiles.  Every t must be later than the newest
+        event in them: true for t after all arrivals of the snapshot; else
+        ValidationError(code="read_in_the_past").  About 6 us, and per entity and window 10 ns for
+        each tile and stream.
         """
         query = self.query(tuple(features))
-        stored, starts = join_values(values)
         times = np.empty(len(values), np.int64)
         times[:] = t_us
-        return _to_columns(features, query, *self.read_words(query, stored, starts, times))
+        words = self.read_words(query, join_values(values), join_values(older), times)
+        return _to_columns(features, query, *words)
 
     def read_words(
-        self, query: "WindowQuery", stored: Int64s, starts: Int64s, t_us: Int64s
+        self, query: "WindowQuery", recent: Joined, older: Joined, t_us: Int64s
     ) -> tuple[Int64s, NDArray[np.uint8]]:
-        """Return the words of k features of n values, and 1 where they aren't null: both [n, k].
+        """Return the words of k features of n entities, and 1 where they aren't null: both [n, k].
 
-        `stored` and `starts` [n + 1]: from `join_values`, or a part of its starts.  `t_us`: int64
-        [n].  The kernel gets the arrays' addresses as they are, which takes 5 us less.
+        `recent` and `older`: from `join_values`, or with a part of its starts [n + 1].  `t_us`:
+        int64 [n].  The kernel gets the arrays' addresses as they are, which takes 5 us less.
         """
         n, width = len(t_us), len(query.dtypes)
         out, present = np.empty((n, width), np.int64), np.empty((n, width), np.uint8)
-        values, words = (address_of(stored), stored.size), (address_of(out), out.size)
-        scratch = self._scratch.words
+        words, scratch = (address_of(out), out.size), self._scratch.words
         result = self._kernels.read_values.raw(
-            *self._plan_words, *query.words, *values, address_of(starts), n + 1,
+            *self._plan_words, *query.words,
+            address_of(recent[0]), recent[0].size, address_of(recent[1]), n + 1,
+            address_of(older[0]), older[0].size, address_of(older[1]), n + 1,
             address_of(t_us), n, *scratch, *scratch, *words, *words, address_of(present), out.size,
         )  # fmt: skip
         if result < OK:
@@ -246,8 +307,8 @@ class WindowPlan:
         )
         groups = 2 + max(_highest(event_codes), _highest(spine_codes))
         order, event_starts = self._walk_order(event_codes, groups, visible, sequences)
-        streams = len(self.layout.streams)
-        bits, valid = (_take_rows(a, order, streams) for a in (inputs.bits, inputs.valid))
+        taken = inputs.take(order)
+        bits, valid = taken.bits, taken.valid
         rows, spine_starts = self._walk_order(spine_codes, groups, asked, spine_t_us)
         out, present = np.empty(n * width, np.int64), np.empty(n * width, np.uint8)
         work, spare = (np.zeros(self.layout.walk_words, np.int64) for _ in range(2))
@@ -285,7 +346,8 @@ class WindowPlan:
                 )
         dtypes = tuple(outputs[feature].dtype for feature in features)
         table = self.layout.query(features)
-        return WindowQuery(table, dtypes, (address_of(table), table.size))
+        needs_older = self.layout.needs_older(features)
+        return WindowQuery(table, dtypes, (address_of(table), table.size), needs_older)
 
     def _walk_order(
         self, codes: Int64s, groups: int, first: Int64s, second: Int64s
@@ -332,7 +394,13 @@ def _evaluate(
     return evaluated[text]
 
 
-def join_values(values: Sequence[bytes | None]) -> tuple[Int64s, Int64s]:
+def _cut(words: Int64s, ends: Int64s) -> list[bytes | None]:
+    """Return the values between successive ends, None for those without words."""
+    spans = pairwise(ends.tolist())
+    return [words[start:end].tobytes() if end > start else None for start, end in spans]
+
+
+def join_values(values: Sequence[bytes | None]) -> Joined:
     """Return (words of all values, where each starts and, last, the end)."""
     parts = [value or b"" for value in values]
     joined = np.frombuffer(b"".join(parts), np.int64)
@@ -369,11 +437,6 @@ def _highest(codes: Int64s) -> int:
 def _is_sorted(first: Int64s, second: Int64s) -> bool:
     a, b = first[:-1], first[1:]
     return bool(((a < b) | ((a == b) & (second[:-1] <= second[1:]))).all())
-
-
-def _take_rows(flat: NDArray[Any], order: Int64s, width: int) -> NDArray[Any]:
-    """Return a row-major array's rows in another order, flat again."""
-    return flat.reshape(-1, width).take(order, axis=0).reshape(-1)
 
 
 def _to_columns(

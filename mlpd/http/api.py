@@ -128,6 +128,7 @@ def _build_training(daemon: Daemon) -> list[Route]:
         Route("POST", "/v1/runs", "admin", training.start, t.START, t.RUN),
         Route("GET", one, "read", training.show, answer=t.RUN),
         Route("POST", f"{one}/cancel", "admin", training.cancel, answer=t.RUN),
+        Route("POST", f"{one}/retry", "admin", training.retry, answer=t.RUN),
         Route("GET", f"{one}/log", "read", training.log, produces=("text/plain",)),
     ]
 

@@ -31,7 +31,9 @@ INGESTED = Shape(
         "accepted": Field("integer", "Rows stored."),
         "sequence": Field("integer", "Of the last row stored; give it as min_sequence to reads."),
         "rejected": Field("rows", "Refused rows: source, index, code, message, hint."),
-        "clamped": Field("integer", "Rows whose event time lay ahead and was set to arrival."),
+        "clamped": Field(
+            "integer", "Rows whose event time lay ahead and was set to arrival or known_at."
+        ),
         "known_us": Field("time", "Arrival: when the rows became known, microseconds UTC."),
         "replayed": Field("flag", "Whether an earlier request with this Idempotency-Key did it."),
     }

@@ -25,7 +25,7 @@ EXPERIMENT = Shape(
 RESULT = Shape(
     {
         "spec": Field("object", "The definition."),
-        "phases": Field("rows", "When which weights began."),
+        "phases": Field("rows", "When which weights began; numbered from 1."),
         "result": Field("object", "Sample-ratio check, estimates and intervals at this look."),
     }
 )

@@ -7,6 +7,7 @@ from aiohttp import web
 from mlpd.core.errors import InvalidRequestError
 from mlpd.daemon.app import Daemon
 from mlpd.daemon.predict import INCLUDES
+from mlpd.daemon.read_pool import OFF_LOOP_ROWS
 from mlpd.http.shapes import Field, Shape
 from mlpd.http.wire import read_fields, respond
 
@@ -73,7 +74,7 @@ class PredictHandlers:
             include=fields["include"] or (),
             arm=fields["arm"],
         )
-        return await respond(request, answer)
+        return await respond(request, answer, large=len(fields["rows"]) > OFF_LOOP_ROWS)
 
     async def feedback(self, request: web.Request) -> web.Response:
         """Store labels of earlier predictions; durable when answered.

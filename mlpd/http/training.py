@@ -76,6 +76,12 @@ class TrainingHandlers:
         run = await self._daemon.runs.cancel(request.match_info["id"])
         return await respond(request, _run(run))
 
+    async def retry(self, request: web.Request) -> web.Response:
+        """Queue a new run like one that failed or was cancelled (202)."""
+        run_id = request.match_info["id"]
+        run = await self._daemon.runs.retry(run_id, trigger=read_by(request))
+        return await respond(request, _run(run), status=202)
+
     async def log(self, request: web.Request) -> web.Response:
         """Return the end of a run's log, at most 1 MiB of text."""
         text = await asyncio.to_thread(self._daemon.runs.read_log, request.match_info["id"])

@@ -68,7 +68,14 @@ def check_length(request: web.Request) -> None:
 
 async def read_fields(request: web.Request, shape: Shape) -> dict[str, Any]:
     """Return the fields of a body of this shape; raises as `read_value` and `Shape.read`."""
-    return shape.read(await read_value(request))
+    body = await read_body(request)
+    if len(body) > OFF_LOOP_BYTES:
+        return await asyncio.to_thread(_read_shape, body, request.content_type, shape)
+    return _read_shape(body, request.content_type, shape)
+
+
+def _read_shape(body: bytes, content_type: str, shape: Shape) -> dict[str, Any]:
+    return shape.read(decode(body, content_type) if body else None)
 
 
 async def read_value(request: web.Request) -> Any:
@@ -119,10 +126,14 @@ async def respond(
     *,
     status: int = 200,
     headers: Mapping[str, str] | None = None,
+    large: bool | None = None,
 ) -> web.Response:
-    """Return `value` in the form that the request accepts; msgpack only when it is asked for."""
+    """Return `value` in the form that the request accepts; msgpack only when it is asked for.
+
+    `large`: whether it is encoded in a thread; guessed when not given.
+    """
     kind = accepted(request)
-    if _is_large(value):
+    if _is_large(value) if large is None else large:
         body = await asyncio.to_thread(encode, value, kind)
     else:
         body = encode(value, kind)

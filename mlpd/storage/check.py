@@ -31,15 +31,24 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Some rows of a table as a snapshot had them, its head and its log's watermark."""
+    """Some rows of a table as a snapshot had them, its head and its log's watermark.
+
+    `beside`: for each row what the other table has under its key.
+    """
 
     rows: list[tuple[bytes, bytes]]
+    beside: list[bytes | None]
     head: Head
     compacted: int
 
 
-def scan_parts(environment: Environment, table: Table) -> Iterator[Part]:
-    """Yield all of a table part by part, each copied out of a snapshot of its own; at least one."""
+def scan_parts(
+    environment: Environment, table: Table, beside: Table | None = None
+) -> Iterator[Part]:
+    """Yield all of a table part by part, each copied out of a snapshot of its own; at least one.
+
+    `beside`: a table whose values under the same keys come along.
+    """
     start: bytes | None = b""
     while start is not None:
         rows: list[tuple[bytes, bytes]] = []
@@ -51,7 +60,9 @@ def scan_parts(environment: Environment, table: Table) -> Iterator[Part]:
                     break
                 rows.append((key, value))
                 size_bytes += len(value)
-            part = Part(rows, snapshot.head, compacted_through(snapshot))
+            keys = [] if beside is None else [key for key, _ in rows]
+            others = snapshot.get_many(beside or table, keys)
+            part = Part(rows, others, snapshot.head, compacted_through(snapshot))
         yield part
         start = next_start
 

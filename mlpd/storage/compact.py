@@ -7,10 +7,12 @@ JSON.  It changes nothing in LMDB: the daemon stores the manifest.  Exit code 3:
 import argparse
 import hashlib
 import os
+import re
 import secrets
 import sys
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
@@ -96,19 +98,23 @@ def compact(
 
     Takes whole records, at least one, while they have at most `rows_max` rows and `BYTES_MAX`.
     When it returns the manifest, every file, the manifest's copy among them, is on disk under its
-    name.
+    name.  When it raises OSError, it has removed what it wrote.
     """
     first, records = _read_oldest(environment, through, rows_max)
     kept = tuple((int(r.first), int(r.last)) for r in records if r.kind is RecordKind.DEFINITIONS)
     last = int(records[-1].last) if records else first - 1
     output = _Output(directory)
-    segments = [
-        segment
-        for (kind, source, schema), group in _groups(records).items()
-        for segment in output.write_segments(kind, source, schema, group)
-    ]
-    manifest = Manifest(first, last, kept, tuple(segments))
-    output.finish(manifest)
+    try:
+        segments = [
+            segment
+            for (kind, source, schema), group in _groups(records).items()
+            for segment in output.write_segments(kind, source, schema, group)
+        ]
+        manifest = Manifest(first, last, kept, tuple(segments))
+        output.finish(manifest)
+    except OSError:
+        output.discard()
+        raise
     return manifest
 
 
@@ -147,6 +153,7 @@ class _Output:
         self._directory = directory
         self._temporary = directory / TEMPORARY
         self._folders: set[Path] = set()
+        self._written: list[Path] = []
         make_dirs(self._temporary)
         make_dirs(directory / MANIFESTS)
 
@@ -162,7 +169,8 @@ class _Output:
         self, kind: RecordKind, source: str, schema: Schema, frame: "pl.DataFrame"
     ) -> Segment:
         temporary = self._temporary / f"{os.getpid()}-{secrets.token_hex(8)}.parquet"
-        frame.write_parquet(temporary, compression="zstd", row_group_size=ROW_GROUP_ROWS)
+        self._written.append(temporary)
+        _write_parquet(frame, temporary)
         fsync_file(temporary)
         sequences, event_us, known_us = (
             frame[name].to_numpy() for name in (SEQUENCE, EVENT_TIME, KNOWN_TIME)
@@ -191,6 +199,7 @@ class _Output:
     def _publish(self, temporary: Path, path: Path) -> None:
         target = self._directory / path
         make_dirs(target.parent)
+        self._written.append(target)
         temporary.replace(target)
         self._folders.add(target.parent)
 
@@ -199,6 +208,25 @@ class _Output:
         for folder in self._folders:
             fsync_dir(folder)
         atomic_write(self._directory / MANIFESTS / manifest.name, manifest.encode())
+
+    def discard(self) -> None:
+        """Remove what was written: on a full disk the next try needs the room."""
+        for path in self._written:
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
+
+
+def _write_parquet(frame: "pl.DataFrame", path: Path) -> None:
+    """Write the file; raises OSError where polars wraps one in an error of its own."""
+    import polars as pl  # noqa: PLC0415 - not in the daemon
+
+    try:
+        frame.write_parquet(path, compression="zstd", row_group_size=ROW_GROUP_ROWS)
+    except pl.exceptions.PolarsError as error:
+        found = re.search(r"os error (\d+)", str(error))
+        if found is None:
+            raise
+        raise OSError(int(found[1]), str(error), str(path)) from error
 
 
 def _cuts(event_us: np.ndarray[tuple[int], np.dtype[np.int64]]) -> list[int]:

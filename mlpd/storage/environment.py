@@ -19,6 +19,7 @@ from mlpd.core.errors import (
 )
 from mlpd.core.names import TimeUs
 from mlpd.core.time import Clock
+from mlpd.storage.creation import create_environment
 from mlpd.storage.failures import MAX_READERS, translate_error
 from mlpd.storage.files import fsync_dir, fsync_file, make_dirs
 from mlpd.storage.tables import FORMAT_KEY, FORMAT_VERSION, Table
@@ -64,8 +65,6 @@ class Environment:
         self._lmdb = self._open_lmdb()
         self._dbs = self._open_databases()
         self._check_format()
-        if not readonly:
-            fsync_dir(directory)  # LMDB flushes its files, not their names
         self._open.set()
         _environments.add(self)
         with self.snapshot() as snapshot:
@@ -94,7 +93,7 @@ class Environment:
                 hint="Start the daemon on this data directory once: it creates the environment.",
             )
         if not readonly:
-            make_dirs(path)
+            _create(path, map_bytes)
         return cls(path, clock, map_bytes, readonly)
 
     def _open_lmdb(self) -> lmdb.Environment:
@@ -267,6 +266,13 @@ class Environment:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _create(directory: Path, map_bytes: int) -> None:
+    try:
+        create_environment(directory, [table.encode() for table in Table], map_bytes)
+    except lmdb.Error as error:
+        raise translate_error(error) from error
 
 
 class ReadAt:

@@ -1,5 +1,6 @@
 """Files that survive a crash: atomic replacement, fsync; and the places in a data directory."""
 
+import errno
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,12 +67,29 @@ def fsync_file(path: Path) -> None:
 
 
 def make_dirs(directory: Path, mode: int = 0o700) -> None:
-    """Create `directory` and its missing parents durably; nothing happens if it exists."""
+    """Create `directory` and its missing parents durably.
+
+    The name of an existing folder is made durable too: the process that made it may have been
+    killed before it could, and what is then written into it would go with the name.
+    """
     if directory.is_dir():
+        _fsync_name(directory)
         return
     make_dirs(directory.parent, mode)
     directory.mkdir(mode=mode, exist_ok=True)
     fsync_dir(directory.parent)
+
+
+_NOT_OURS = frozenset((errno.EACCES, errno.EPERM, errno.EROFS, errno.EINVAL))
+"""What flushing a folder answers where this process can't have made the name in it."""
+
+
+def _fsync_name(directory: Path) -> None:
+    try:
+        fsync_dir(directory.parent)
+    except OSError as error:
+        if error.errno not in _NOT_OURS:
+            raise
 
 
 def atomic_write(path: Path, data: bytes, mode: int = 0o600) -> None:
@@ -80,8 +98,12 @@ def atomic_write(path: Path, data: bytes, mode: int = 0o600) -> None:
     The temporary file `.<name>.tmp` lies beside it; one writer per path at a time.
     """
     temporary = path.with_name(f".{path.name}.tmp")
-    write_durably(temporary, data, mode)
-    temporary.replace(path)
+    try:
+        write_durably(temporary, data, mode)
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
     fsync_dir(path.parent)
 
 

@@ -12,7 +12,7 @@ from xxhash import xxh64_intdigest
 from mlpd.core.columns import Columns, decode_columns, encode_columns, height
 from mlpd.core.errors import InternalError, NotFoundError, TooLargeError, ValidationError
 from mlpd.core.names import Sequence, check_name
-from mlpd.storage.tables import Table, from_u64be, u64be
+from mlpd.storage.tables import Table, from_u64be, rows_key, u64be
 from mlpd.storage.transactions import Snapshot, WriteTransaction
 
 RECORD_ROWS_MAX = 100_000
@@ -85,7 +85,8 @@ def append(
     `event_us`, `known_us`: int64, one per row; without `known_us` every row gets the group's
     arrival time.  1 to `RECORD_ROWS_MAX` rows, else ValidationError or TooLargeError; a known time
     later than the arrival ValidationError(code="known_time_ahead").  EVENTS raise the newest known
-    and event time.  About 13 us for one row, 1 ms for 10,000 rows of 8 numbers.
+    and event time and the source's count of rows.  About 13 us for one row, 1 ms for 10,000 rows of
+    8 numbers.
     """
     count = len(event_us)
     known = _known_times(txn, count, known_us)
@@ -94,6 +95,7 @@ def append(
     if kind is _EVENTS:
         newest_known_us = txn.known_us if known_us is None else int(known_us.max())
         txn.note_times(newest_known_us, int(event_us[0] if count == 1 else event_us.max()))
+        txn.count_rows(source, count)
     first = txn.take_sequences(count)
     value = _encode(kind, source, first, _int64_bytes(event_us) + known, columns)
     txn.put(_LOG, u64be(first), value, append=True)
@@ -160,6 +162,12 @@ def compacted_through(snapshot: Snapshot | WriteTransaction) -> Sequence:
     """Return the last sequence that the segments hold, 0 before the first compaction."""
     value = snapshot.get(Table.META, COMPACTED_KEY)
     return Sequence(0 if value is None else from_u64be(value))
+
+
+def rows_of(snapshot: Snapshot, source: str) -> int:
+    """Return how many event rows of `source` ever entered, wherever they are now; about 1 us."""
+    value = snapshot.get(Table.META, rows_key(source))
+    return 0 if value is None else from_u64be(value)
 
 
 def decode_record(value: bytes, first: int) -> LogRecord:

@@ -11,18 +11,21 @@ from mlpd.core.time import MIN_TIME_US
 class Table(StrEnum):
     """A named LMDB database; docs/formats/lmdb.md tells who owns its keys.
 
-    Keys of ONLINE, EVENT_IDS, PREDICTIONS, LABELS and UNITS begin with the u16be slot.
+    Keys of ONLINE, TILES, EVENT_IDS, PREDICTIONS, LABELS and UNITS begin with the u16be slot.
     """
 
     META = "meta"
     LOG = "log"
     SEGMENTS = "segments"
     ONLINE = "online"
+    TILES = "tiles"
     DEFINITIONS = "definitions"
     EVENT_IDS = "event_ids"
     IDEMPOTENCY = "idempotency"
     PREDICTIONS = "predictions"
     LABELS = "labels"
+    SERVED = "served"
+    ORPHANS = "orphans"
     MODELS = "models"
     ROUTES = "routes"
     EXPERIMENTS = "experiments"
@@ -59,6 +62,8 @@ _BEFORE = TimeUs(MIN_TIME_US)
 EMPTY_HEAD = Head(Sequence(0), _BEFORE, _BEFORE, _BEFORE)
 HEAD_KEY = b"head"
 FORMAT_KEY = b"format"
+ROWS_PREFIX = b"rows/"
+"""Before the name of a source in META: how many event rows it ever had."""
 FORMAT_VERSION = 1
 """Version of the whole data directory; an environment with another one is refused."""
 
@@ -74,3 +79,8 @@ def from_u64be(data: bytes) -> int:
     """Return the number that `u64be` packed."""
     number: int = _U64.unpack(data)[0]
     return number
+
+
+def rows_key(source: str) -> bytes:
+    """Return the key in META of a source's count of event rows."""
+    return ROWS_PREFIX + source.encode()

@@ -10,7 +10,7 @@ import lmdb
 
 from mlpd.core.errors import InternalError, ValidationError
 from mlpd.core.names import Sequence, TimeUs
-from mlpd.storage.tables import HEAD_KEY, Head, Table
+from mlpd.storage.tables import HEAD_KEY, Head, Table, from_u64be, rows_key, u64be
 
 Databases = Mapping[Table, "lmdb._Database"]  # noqa: SLF001 - the type has no public name
 _META = Table.META  # a local name: looking a member up in its enum costs 0.1 us
@@ -154,7 +154,9 @@ class WriteTransaction(_Reader):
     a pure function of this transaction.
     """
 
-    __slots__ = ("_lmdb", "_newest_event_us", "_newest_known_us", "_sequence", "known_us")
+    __slots__ = (
+        *("_lmdb", "_newest_event_us", "_newest_known_us", "_rows", "_sequence", "known_us"),
+    )
 
     def __init__(self, env: lmdb.Environment, dbs: Databases, known_us: TimeUs) -> None:
         self._lmdb = env
@@ -164,6 +166,7 @@ class WriteTransaction(_Reader):
         self._sequence: int = head.sequence
         self._newest_known_us: int = head.known_us
         self._newest_event_us: int = head.event_us
+        self._rows: dict[str, int] = {}
         self.known_us = known_us
         """Arrival time K of this group: later than every time handed out before."""
 
@@ -219,11 +222,16 @@ class WriteTransaction(_Reader):
         self._newest_known_us = max(self._newest_known_us, known_us)
         self._newest_event_us = max(self._newest_event_us, event_us)
 
+    def count_rows(self, source: str, count: int) -> None:
+        """Count event rows of a source; the commit adds them to what is stored, once a group."""
+        self._rows[source] = self._rows.get(source, 0) + count
+
     @contextmanager
     def savepoint(self) -> Iterator[None]:
         """Undo everything done in the `with` block if it raises.  About 11 us."""
         outer = self._txn
         numbers = self._sequence, self._newest_known_us, self._newest_event_us
+        rows = dict(self._rows)
         self._txn = inner = self._lmdb.begin(write=True, parent=outer)
         try:
             yield
@@ -231,12 +239,16 @@ class WriteTransaction(_Reader):
         except BaseException:
             inner.abort()
             self._sequence, self._newest_known_us, self._newest_event_us = numbers
+            self._rows = rows
             raise
         finally:
             self._txn = outer
 
     def commit(self) -> None:
-        """Write the head and make everything durable (fsync); the transaction has ended."""
+        """Write head and counts, make everything durable (fsync); the transaction has ended."""
+        for source, count in self._rows.items():
+            key = rows_key(source)
+            self.put(_META, key, u64be(from_u64be(self.get(_META, key) or u64be(0)) + count))
         head = Head(
             self.sequence,
             self.known_us,

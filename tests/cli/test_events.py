@@ -112,6 +112,17 @@ def test_columns_may_have_other_names_and_unknown_ones_are_left_out(
     assert "no such columns: x" in text.stderr
 
 
+def test_an_import_says_how_many_rows_were_clamped(
+    store: Mlpd, tmp_path: Path, sample: Sample
+) -> None:
+    ahead = pl.col("known_at") - pl.duration(minutes=pl.int_range(pl.len()) % 2)
+    sample(10).with_columns(known_at=ahead).write_parquet(tmp_path / "a.parquet")
+    done = imported(store, tmp_path / "a.parquet", "--source", "clicks")
+    assert (done["accepted"], done["clamped"]) == (10, 5)
+    text = store("events", "import", tmp_path / "a.parquet", "--source", "clicks").stdout
+    assert "of which clamped  5" in text
+
+
 def test_importing_again_stores_nothing_twice(
     store: Mlpd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sample: Sample
 ) -> None:

@@ -33,6 +33,21 @@ def test_a_read_shows_values_and_why_they_are_or_are_not_there(mlpd: Mlpd) -> No
     assert lines["count"] == ["-", "null"]
 
 
+def test_a_stale_value_becomes_what_on_stale_says(mlpd: Mlpd) -> None:
+    arguments = ("features", "read", "profile.amount", "user=a")
+    for choice, shown in (
+        ((), False),
+        (("--on-stale", "null"), False),
+        (("--on-stale", "value"), True),
+    ):
+        answer = json.loads(mlpd(*arguments, *choice, "--json").stdout)
+        assert answer["statuses"] == {"profile.amount": [3]}
+        assert (answer["columns"]["profile.amount"][0] is not None) == shown
+    refused = mlpd(*arguments, "--on-stale", "error")
+    assert (refused.exit_code, "[stale_feature]" in refused.stderr) == (1, True)
+    assert mlpd(*arguments, "--on-stale", "maybe").exit_code == 2
+
+
 def test_single_features_are_read_at_a_given_moment(mlpd: Mlpd) -> None:
     moment = ("--at", "2113-01-01T00:00:00Z")
     done = mlpd("features", "read", "profile.amount,user", "user=a", *moment, "--json")

@@ -48,6 +48,9 @@ def test_a_cancelled_run_gives_exit_code_1_to_those_who_follow(mlpd: Mlpd) -> No
     done = mlpd("runs", "show", started["run_id"], "--follow")
     assert done.exit_code == 1
     assert "[run_cancelled]" in done.stderr
+    again = read(mlpd, "runs", "retry", started["run_id"])
+    assert again["trigger"].endswith(f"retry of {started['run_id']}")
+    assert mlpd("runs", "cancel", again["run_id"]).exit_code == 0
 
 
 @pytest.mark.parametrize(
@@ -57,6 +60,7 @@ def test_a_cancelled_run_gives_exit_code_1_to_those_who_follow(mlpd: Mlpd) -> No
         (["runs", "show", "nothing"], "unknown_run"),
         (["runs", "log", "nothing"], "unknown_run"),
         (["runs", "cancel", "nothing"], "unknown_run"),
+        (["runs", "retry", "nothing"], "unknown_run"),
         (["models", "show", "nothing"], "unknown_model"),
         (["models", "show", "risk@99"], "unknown_version"),
         (["models", "show", "risk@nobody"], "unknown_alias"),
@@ -166,7 +170,12 @@ def test_an_experiment_is_created_shown_and_reweighted(mlpd: Mlpd) -> None:
     changed = read(mlpd, "experiments", "weights", "try", "treatment=3")
     assert changed["spec"]["arms"] == {"control": 1.0, "treatment": 3.0}
     assert len(changed["phases"]) == 2
-    assert "Phase 2" in mlpd("experiments", "show", "try").stdout
+    assert [phase["phase"] for phase in changed["phases"]] == [1, 2]
+    assert [phase["phase"] for phase in changed["result"]["phases"]] == [1, 2]
+    shown = mlpd("experiments", "show", "try").stdout
+    assert "Phase 2, since" in shown
+    assert "in phase 2, control has 0 of 100 units" in shown
+    assert "hase 0" not in shown
     assert "try" in mlpd("experiments", "list").stdout
     wrong = mlpd("experiments", "weights", "try", "teatment=3")
     assert "has no arm 'teatment'; it has control, treatment" in wrong.stderr

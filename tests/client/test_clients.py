@@ -53,6 +53,7 @@ CALLS: dict[str, Callable[[Any], Any]] = {
     "POST /v1/runs": lambda c: c.runs.start("risk"),
     "GET /v1/runs/r": lambda c: c.runs.get("r"),
     "POST /v1/runs/r/cancel": lambda c: c.runs.cancel("r"),
+    "POST /v1/runs/r/retry": lambda c: c.runs.retry("r"),
     "GET /v1/runs/r/log": lambda c: c.runs.log("r"),
     "GET /v1/drift/risk": lambda c: c.drift("risk"),
     "GET /v1/performance/risk": lambda c: c.performance("risk"),

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator
 from copy import deepcopy
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -97,6 +98,11 @@ def test_what_users_write_is_what_the_engines_read() -> None:
     window = found.view("load")
     assert window.windows_us == (HOUR_US, DAY_US, 14 * DAY_US)
     assert window.hops_us == (5 * MINUTE_US, HOUR_US, DAY_US)
+    defaults = {"x_mean_1h": -1.0, "item_max_1d": 3}
+    told = replace(load, defaults=defaults)
+    document["views"]["load"] = told.to_dict()
+    assert parse_document(document).view("load").defaults == defaults
+    assert parse_document(document).view("load").hash != window.hash
     assert list(window.features)[:4] == ["count_1h", "count_1d", "count_14d", "x_mean_1h"]
     assert window.features["item_max_1d"] is DType.INT64
     assert window.features["flags_1d"] is DType.INT64
@@ -159,6 +165,8 @@ WRONG: list[tuple[Change, str]] = [
     (lambda d: d["views"]["load"].update(windows=["1h", "60m"]), "each once"),
     (lambda d: d["views"]["load"].update(windows=[]), "at least one duration"),
     (lambda d: d["views"]["load"].update(windows=5), "must be a list"),
+    (lambda d: d["views"]["load"].update(defaults={"x_mean": 1.0}), "'x_mean'"),
+    (lambda d: d["views"]["load"].update(defaults={"x_mean_1h": "1"}), "default of 'x_mean_1h'"),
     (lambda d: d["views"]["load"].update(windows=["1h"] * 17), "the limit is 16"),
     (lambda d: d["views"]["load"].update(hop="2h"), "'hop'"),
     (lambda d: d["views"]["load"].update(closed="both"), "left, right"),

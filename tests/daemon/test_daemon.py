@@ -1,5 +1,6 @@
 """The daemon as a whole: what it imports, restarts, kill -9, changed definitions, the audit."""
 
+import asyncio
 import random
 import subprocess
 import sys
@@ -108,6 +109,27 @@ async def test_a_view_that_comes_later_equals_one_that_was_always_there(daemon: 
     assert plan.backfill == {"last": 301, "load": 301}
     mine = [row["x"] for row in rows if row["user"] == "u0"]
     assert values(read(daemon, "u0")) == [101, sum(mine) + 7.5, 7.5]
+
+
+async def test_a_view_sees_first_events_that_come_while_it_is_compiled(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await daemon.definitions.apply(build_document([user, clicks]))
+    compiling, go_on = threading.Event(), threading.Event()
+    build = daemon.state.build
+
+    def build_slowly(*arguments: Any, **named: Any) -> Any:
+        compiling.set()
+        assert go_on.wait(40)
+        return build(*arguments, **named)
+
+    monkeypatch.setattr(daemon.state, "build", build_slowly)
+    applying = asyncio.create_task(daemon.definitions.apply(document()))
+    assert await asyncio.to_thread(compiling.wait, 40)
+    await send(daemon, [{"at": daemon.clock() - 1, "user": "a", "x": 2.5}])
+    go_on.set()
+    await applying
+    assert values(read(daemon, "a")) == [1, 2.5, 2.5]
 
 
 async def test_a_replay_may_not_look_into_the_past(daemon: Daemon) -> None:

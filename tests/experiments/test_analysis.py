@@ -138,6 +138,16 @@ def test_many_comparisons_are_corrected() -> None:
     assert "not after holm" in among_many.reason
 
 
+def test_phases_are_shown_by_numbers_from_1() -> None:
+    phases = advance(ONE_PHASE, RAMP, 5)
+    few = one_phase({"v1": (10, 3), "v2": (10, 3)})
+    document = ExperimentState.from_records(SPEC, phases, few.items()).result().to_dict()
+    assert [table["phase"] for table in document["phases"]] == [1, 2]
+    assert document["comparisons"][0]["reason"].startswith("in phase 2, v1 has 0 of 100 units")
+    with pytest.raises(InternalError, match="exposed in phase 3, but only 2 have begun"):
+        ExperimentState(SPEC, phases).apply("u", None, UnitRecord(2, "v1"))
+
+
 def test_units_without_an_outcome_are_exposed_but_not_analysed() -> None:
     records = one_phase({"v1": (150, 50), "v2": (150, 50)})
     waiting = {u: UnitRecord(0, r.arm) for u, r in records.items() if r.arm == "v2"}
@@ -235,7 +245,7 @@ def replace_phases(state: ExperimentState, phases: tuple[Phase, ...]) -> Experim
 
 
 def test_a_record_of_an_unknown_phase_is_a_broken_invariant() -> None:
-    with pytest.raises(InternalError, match="phase 1, but only 1 have begun"):
+    with pytest.raises(InternalError, match="phase 2, but only 1 have begun"):
         state_of({}).apply("N1", None, UnitRecord(1, "v1"))
 
 

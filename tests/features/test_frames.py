@@ -23,7 +23,7 @@ from mlpd.core.definitions import (
     build_document,
     transform,
 )
-from mlpd.core.errors import ValidationError
+from mlpd.core.errors import ConflictError, ValidationError
 from mlpd.core.kernels import load_kernels
 from mlpd.core.specs import Closure
 from mlpd.core.time import SECOND_US
@@ -32,12 +32,12 @@ from mlpd.features.assemble import FeatureFrame
 from mlpd.features.catalog import Catalog, build_catalog
 from mlpd.features.ingest import apply_batch
 from mlpd.features.offline import Events, Spine, join_history
+from mlpd.features.on_stale import apply_on_stale
 from mlpd.features.online import read_online
 from mlpd.features.stamps import Stamps
 from mlpd.features.status import Status
 from mlpd.features.windows import KERNELS
 from mlpd.storage.environment import Environment
-from mlpd.storage.tables import Table
 from mlpd.storage.transactions import WriteTransaction
 from mlpd.storage.writer import Writer
 
@@ -76,6 +76,7 @@ load = WindowView(
     source=trips,
     windows=["1h"],
     aggregates=[Aggregate.count(), Aggregate.mean("fare"), Aggregate.max("stops")],
+    defaults={"fare_mean_1h": -0.5, "stops_max_1h": 2**53 + 1},
 )
 
 
@@ -134,19 +135,24 @@ class Store:
 
         self.batches.append(Events(columns, self.writer.write_blocking(write)))
 
-    def read(self, given: dict[str, Column]) -> FeatureFrame:
+    def read(self, given: dict[str, Column], *, keep_stale: bool = False) -> FeatureFrame:
         with self.environment.snapshot() as snapshot:
             return read_online(
                 self.catalog,
                 self.closure,
                 given,
-                lambda keys: snapshot.get_many(Table.ONLINE, keys),
+                snapshot.get_many,
                 NOW_US,
+                keep_stale=keep_stale,
             )
 
-    def join(self, given: dict[str, Column]) -> FeatureFrame:
+    def join(self, given: dict[str, Column], *, keep_stale: bool = False) -> FeatureFrame:
         spine = Spine(given, np.full(len(given["rider"]), NOW_US))
-        return join_history(self.catalog, self.closure, spine, self._load, mode="as_known")
+        return join_history(
+            *(self.catalog, self.closure, spine, self._load),
+            mode="as_known",
+            keep_stale=keep_stale,
+        )
 
     def _load(self, source: str, columns: tuple[str, ...]) -> Events:
         assert source == "trips"
@@ -252,8 +258,15 @@ def test_rows_read_alone_equal_rows_read_together_to_the_bit(store: Store) -> No
 def test_what_is_read_online_equals_what_the_join_finds(store: Store, seed: int) -> None:
     for part in range(3):
         store.ingest(random_rows(60, seed=10 * seed + part))
+    store.ingest([ago(300, city="none", zone=5, fare=1.5, tip=2.0, driver="Ada")])  # stale for sure
     given = request(SPINE)
     assert values_of(store.read(given)) == values_of(store.join(given))
+    kept = store.read(given, keep_stale=True)
+    assert values_of(kept) == values_of(store.join(given, keep_stale=True))
+    assert values_of(kept) != values_of(store.read(given))
+    for name, status in store.read(given).statuses.items():
+        if name.partition(".")[0] in store.catalog.views:
+            assert kept.statuses[name].tolist() == status.tolist()
 
 
 def test_a_store_without_events_reads_as_missing(store: Store) -> None:
@@ -284,6 +297,50 @@ def test_statuses_and_defaults_tell_null_missing_and_stale_apart(store: Store) -
     assert frame.event_us["last_here"].tolist() == [
         NOW_US - age * SECOND_US if age else 0 for age in (10, 61, 60, 0)
     ]
+
+
+def test_a_windows_default_stands_in_for_null_online_and_offline(store: Store) -> None:
+    store.ingest([ago(10, city="Rome", zone=1, fare=2.0), ago(4000, city="Rome", zone=2, fare=1.0)])
+    given = request([("r", "Rome", zone) for zone in (1, 2, 3)])
+    for frame in (store.read(given), store.join(given)):
+        assert frame.columns["load.fare_mean_1h"].to_list() == [2.0, -0.5, -0.5]
+        assert frame.statuses["load.fare_mean_1h"].tolist() == [0, 1, 1]
+        assert frame.columns["load.stops_max_1h"].to_list() == [2**53 + 1] * 3
+        assert frame.statuses["load.stops_max_1h"].tolist() == [1, 1, 1]
+        assert frame.columns["load.count_1h"].to_list() == [1, 0, 0]
+        part = frame.take(np.array([2, 0]))
+        assert part.columns["load.fare_mean_1h"].to_list() == [-0.5, 2.0]
+        assert part.statuses["load.fare_mean_1h"].tolist() == [1, 0]
+
+
+def test_stale_values_stay_where_they_are_wanted(store: Store) -> None:
+    here = {"city": "Rome", "tip": 2.0, "driver": "Ada", "shared": False}
+    store.ingest([ago(10, zone=1, **here), ago(61, zone=2, **here), ago(60, zone=3, **here)])
+    given = request([("r", "Rome", zone) for zone in (1, 2, 3, 4, 2)])
+    present, null, missing, stale = Status.PRESENT, Status.NULL, Status.MISSING, Status.STALE
+    for frame in (store.read(given, keep_stale=True), store.join(given, keep_stale=True)):
+        tips = frame.columns["last_here.tip"].to_list()
+        assert tips == [2.0, 2.0, 2.0, float(np.float32(0.1)), 2.0]
+        statuses = frame.statuses["last_here.tip"].tolist()
+        assert statuses == [present, stale, present, missing, stale]
+        assert frame.columns["last_here.stops"].to_list() == [7] * 5  # null as written
+        assert frame.statuses["last_here.stops"].tolist() == [null, stale, null, missing, stale]
+        assert frame.columns["last_here.fare"].to_list() == [None] * 5
+        drivers = frame.columns["last_here.driver"].to_list()
+        assert drivers == ["Ada", "Ada", "Ada", "nobody", "Ada"]
+        assert frame.columns["generous"].to_list()[1] is False  # of the stale tip, not its default
+
+
+def test_a_stale_value_is_refused_by_name_where_it_is_an_error(store: Store) -> None:
+    store.ingest([ago(10, city="Rome", zone=1), ago(61, city="Rome", zone=2)])
+    fresh, old = (request([("r", "Rome", zone) for zone in zones]) for zones in ((1, 4), (1, 2)))
+    for read in (store.read, store.join):
+        apply_on_stale(read(fresh), "error")
+        apply_on_stale(read(old), "null")
+        with pytest.raises(ConflictError, match="'last_here.fare' of row 1") as refused:
+            apply_on_stale(read(old), "error")
+        assert refused.value.code == "stale_feature"
+        assert refused.value.details == {"feature": "last_here.fare", "index": 1}
 
 
 def test_transforms_run_where_all_their_arguments_are_valid(store: Store) -> None:

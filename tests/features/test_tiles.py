@@ -14,7 +14,8 @@ from mlpd.core.errors import DefinitionError, InternalError
 from mlpd.core.kernels import load_kernels
 from mlpd.core.specs import SourceSpec, ViewSpec
 from mlpd.core.time import DAY_US, HOUR_US, MINUTE_US
-from mlpd.features.tiles import build_layout, decode_value
+from mlpd.features.stamps import Stamps
+from mlpd.features.tiles import build_layout, decode_tiles
 from mlpd.features.windows import KERNELS, WindowKernels, WindowPlan
 
 pytestmark = pytest.mark.timeout(300)  # the first test may wait for the kernels' compiler
@@ -83,10 +84,9 @@ def update(plan: WindowPlan, value: bytes | None, rows: list[tuple[int, Any, Any
     }
     return plan.update(
         [value],
+        lambda wanted: [None for _ in wanted],
         np.zeros(len(rows), np.int64),
-        events,
-        np.full(len(rows), T0 + HOUR_US),
-        np.arange(1, len(rows) + 1),
+        Stamps(events, np.full(len(rows), T0 + HOUR_US), np.arange(1, len(rows) + 1)),
         plan.inputs(columns),
         T0 + HOUR_US,
     )
@@ -95,7 +95,9 @@ def update(plan: WindowPlan, value: bytes | None, rows: list[tuple[int, Any, Any
 def test_a_value_has_the_documented_words(kernels: WindowKernels) -> None:
     view, source = build(["1h", "1d"], EVERY_PIECE)
     plan = WindowPlan.build(view, source, kernels)
-    (value,) = update(plan, None, [(T0, -3.0, 2**40 + 5), (T0 + 7, None, -1), (T0 + 9, 1.0, 6)])
+    (value,) = update(
+        plan, None, [(T0, -3.0, 2**40 + 5), (T0 + 7, None, -1), (T0 + 9, 1.0, 6)]
+    ).recent
     known = T0 + HOUR_US
 
     def tile(index: int) -> bytes:
@@ -124,15 +126,16 @@ def test_a_value_has_the_documented_words(kernels: WindowKernels) -> None:
     ]
     shape = [streams, [5 * MINUTE_US, HOUR_US], [HOUR_US, DAY_US]]
     checksum = zlib.crc32(json.dumps(shape, separators=(",", ":")).encode()) >> 1
-    head = struct.pack("<IIqqq", 1, checksum, T0 + 9, 1, 1)
+    before = -(2**62)  # no tile is among the older ones
+    head = struct.pack("<IIqqqqq", 2, checksum, T0 + 9, 1, before, 1, before)
     assert value == head + tile(T0 // (5 * MINUTE_US)) + tile(T0 // HOUR_US)
 
 
 def test_a_stream_without_values_holds_neutral_words(kernels: WindowKernels) -> None:
     view, source = build(["1h"], EVERY_PIECE)
     plan = WindowPlan.build(view, source, kernels)
-    (value,) = update(plan, None, [(T0, float("nan"), 5)])
-    (tiles,) = decode_value(plan.layout, value)["tiles"].values()
+    (value,) = update(plan, None, [(T0, float("nan"), 5)]).recent
+    (tiles,) = decode_tiles(plan.layout, value).by_hop.values()
     assert tiles[0, 1:8].tolist() == [0, 0, 0, 0, 0, INT64_MAX, INT64_MIN]
     assert tiles[0, 9:12].tolist() == [0, 0, 0]
 
@@ -141,10 +144,10 @@ def test_tiles_are_sorted_and_only_there_with_events(kernels: WindowKernels) -> 
     view, source = build(["1h", "1d"], EVERY_PIECE)
     plan = WindowPlan.build(view, source, kernels)
     minutes = [50, 10, 30, 11, 50, 0]
-    (value,) = update(plan, None, [(T0 + m * MINUTE_US, 1.0, 1) for m in minutes])
-    decoded = decode_value(plan.layout, value)
-    assert decoded["newest_event_us"] == T0 + 50 * MINUTE_US
-    fine, coarse = decoded["tiles"].values()
+    (value,) = update(plan, None, [(T0 + m * MINUTE_US, 1.0, 1) for m in minutes]).recent
+    decoded = decode_tiles(plan.layout, value)
+    assert decoded.newest_event_us == T0 + 50 * MINUTE_US
+    fine, coarse = decoded.by_hop.values()
     first = T0 // (5 * MINUTE_US)
     assert fine[:, 0].tolist() == [first, first + 2, first + 6, first + 10]
     assert fine[:, 8].tolist() == [1, 2, 1, 2]
@@ -157,7 +160,7 @@ def test_an_update_drops_what_no_later_read_needs(kernels: WindowKernels) -> Non
     old = [T0 + HOUR_US - DAY_US, T0 - 1, T0, T0 + HOUR_US]
     updated = update(plan, None, [(t, 1.0, 1) for t in old])
     assert updated.late_rows == 0
-    fine, coarse = decode_value(plan.layout, updated[0])["tiles"].values()
+    fine, coarse = decode_tiles(plan.layout, updated.recent[0]).by_hop.values()
     assert fine[:, 0].tolist() == [T0 // (5 * MINUTE_US), (T0 + HOUR_US) // (5 * MINUTE_US)]
     assert coarse[:, 0].tolist() == [t // HOUR_US for t in old]
 
@@ -169,7 +172,7 @@ def test_rows_beyond_all_retentions_change_nothing_and_are_counted(
     plan = WindowPlan.build(view, source, kernels)
     beyond = T0 + HOUR_US - DAY_US - 1
     updated = update(plan, None, [(beyond, 1.0, 1), (0, 2.0, 2)])
-    assert updated == [None]
+    assert (updated.recent, updated.older) == ([None], {})
     assert updated.late_rows == 2
 
 
@@ -180,11 +183,111 @@ def test_a_value_never_outgrows_its_windows(kernels: WindowKernels) -> None:
     columns = {"x": Column(DType.FLOAT64, np.zeros(1))}
     for minute in range(0, 6 * 60, 2):
         now = np.array([T0 + minute * MINUTE_US])
-        (value,) = plan.update(
-            [value], np.zeros(1, np.int64), now, now, now, plan.inputs(columns), int(now[0])
+        update = plan.update(
+            [value],
+            lambda _: pytest.fail("thirteen tiles are all recent"),
+            np.zeros(1, np.int64),
+            Stamps(now, now, now),
+            plan.inputs(columns),
+            int(now[0]),
         )
+        (value,) = update.recent
         assert value is not None
-        assert len(value) <= 8 * (3 + 13 * 2)
+        assert len(value) <= 8 * (4 + 13 * 2)
+
+
+class Values:
+    """Both values of one entity of a view of a day by the hour, as LMDB would keep them."""
+
+    def __init__(self, kernels: WindowKernels) -> None:
+        view, source = build(["1d"], [{"name": "n", "function": "count"}])
+        self.plan = WindowPlan.build(view, source, kernels)
+        self.recent: bytes | None = None
+        self.older: bytes | None = None
+        self.asked = 0
+
+    def add(self, hours: int, known_hours: int | None = None) -> None:
+        """Apply an event of the hour T0 + `hours`, known in that hour or later."""
+
+        def get_older(entities: Any) -> list[bytes | None]:
+            self.asked += 1
+            assert entities == [0]
+            return [self.older]
+
+        known_us = T0 + (hours if known_hours is None else known_hours) * HOUR_US + 1
+        update = self.plan.update(
+            [self.recent],
+            get_older,
+            np.zeros(1, np.int64),
+            Stamps(np.array([T0 + hours * HOUR_US]), np.array([known_us]), np.array([1])),
+            self.plan.inputs({"x": Column(DType.FLOAT64, np.zeros(1))}),
+            known_us,
+        )
+        self.recent = update.recent[0] or self.recent
+        self.older = update.older.get(0, self.older)
+
+    def hours(self, value: bytes | None) -> list[int]:
+        if value is None:
+            return []
+        (tiles,) = decode_tiles(self.plan.layout, value).by_hop.values()
+        return [int(index) - T0 // HOUR_US for index in tiles[:, 0]]
+
+    def since(self) -> int:
+        assert self.recent is not None
+        return int(struct.unpack_from("<q", self.recent, 24)[0]) - T0 // HOUR_US
+
+    def count(self, hours: int) -> Any:
+        columns = self.plan.read([self.recent], [self.older], T0 + hours * HOUR_US, ["n_1d"])
+        return columns["n_1d"].to_list()[0]
+
+
+def test_tiles_beyond_sixteen_become_older_ones_but_for_eight(kernels: WindowKernels) -> None:
+    values = Values(kernels)
+    for hours in range(16):
+        values.add(hours)
+    assert (values.asked, values.older) == (0, None)
+    values.add(16)
+    assert (values.asked, values.hours(values.older)) == (1, list(range(9)))
+    assert (values.since(), values.hours(values.recent)) == (9, list(range(9, 17)))
+    assert values.count(17) == 17
+    for hours in range(17, 25):
+        values.add(hours)
+    assert (values.asked, values.hours(values.older)) == (1, list(range(9)))
+    values.add(25)  # what no window needs any more is left out as the older ones are written again
+    assert (values.asked, values.hours(values.older)) == (2, list(range(1, 18)))
+    assert values.count(26) == 24
+    assert values.recent is not None
+    everything = decode_tiles(values.plan.layout, values.recent, values.older)
+    (tiles,) = everything.by_hop.values()
+    assert [int(index) - T0 // HOUR_US for index in tiles[:, 0]] == list(range(1, 26))
+
+
+def test_a_late_event_finds_its_tile_among_the_older_ones(kernels: WindowKernels) -> None:
+    values = Values(kernels)
+    for hours in range(18):
+        values.add(hours)
+    asked = values.asked
+    values.add(3, 17)
+    assert values.asked == asked + 1
+    assert values.count(18) == 19
+    values.add(17, 17)
+    assert values.asked == asked + 1
+
+
+def test_older_tiles_that_nobody_needs_are_deleted(kernels: WindowKernels) -> None:
+    values = Values(kernels)
+    for hours in range(17):
+        values.add(hours)
+    assert values.older
+    values.add(8, 200)  # too old: changes nothing, but for having looked
+    assert values.hours(values.older) == list(range(9))
+    for hours in [*range(200, 209), *range(216, 224)]:
+        values.add(hours)
+    assert values.hours(values.older) == [*range(200, 209)]
+    values.add(215, 239)  # belongs among the older ones, which are all out of reach by now
+    assert values.hours(values.recent) == [*range(215, 224)]
+    assert values.older is None
+    assert values.count(239) == 9
 
 
 def test_a_view_with_too_many_tiles_is_refused() -> None:
@@ -200,7 +303,7 @@ def test_a_view_with_too_many_tiles_is_refused() -> None:
         lambda value: value[:-8],
         lambda value: value + bytes(8),
         lambda value: value[:8],
-        lambda value: bytes([2]) + value[1:],
+        lambda value: bytes([1]) + value[1:],
         lambda value: value[:16] + struct.pack("<q", -1) + value[24:],
         lambda value: value[:16] + struct.pack("<q", 2**40) + value[24:],
     ],
@@ -208,9 +311,9 @@ def test_a_view_with_too_many_tiles_is_refused() -> None:
 def test_a_damaged_value_is_refused(kernels: WindowKernels, spoil: Any) -> None:
     view, source = build(["1h"], EVERY_PIECE)
     plan = WindowPlan.build(view, source, kernels)
-    (value,) = update(plan, None, [(T0, 1.0, 5)])
+    (value,) = update(plan, None, [(T0, 1.0, 5)]).recent
     with pytest.raises(InternalError, match="isn't of this view's layout, or is damaged"):
-        plan.read([spoil(value)], T0 + 2 * HOUR_US, ("n_1h",))
+        plan.read([spoil(value)], [None], T0 + 2 * HOUR_US, ("n_1h",))
     with pytest.raises(InternalError, match="isn't of this view's layout, or is damaged"):
         update(plan, spoil(value), [(T0, 1.0, 5)])
 
@@ -218,6 +321,6 @@ def test_a_damaged_value_is_refused(kernels: WindowKernels, spoil: Any) -> None:
 def test_a_value_of_another_layout_is_refused(kernels: WindowKernels) -> None:
     plan = WindowPlan.build(*build(["1h"], EVERY_PIECE), kernels)
     other = WindowPlan.build(*build(["2h"], EVERY_PIECE), kernels)
-    (value,) = update(plan, None, [(T0, 1.0, 5)])
+    (value,) = update(plan, None, [(T0, 1.0, 5)]).recent
     with pytest.raises(InternalError):
-        other.read([value], T0 + 2 * HOUR_US, ("n_2h",))
+        other.read([value], [None], T0 + 2 * HOUR_US, ("n_2h",))

@@ -42,6 +42,25 @@ def test_a_run_can_be_watched_and_cancelled(fresh: Any) -> None:
         assert [job["name"] for job in client.runs.jobs()["jobs"]] == ["risk"]
 
 
+def test_a_failed_run_is_retried_as_a_new_one(fresh: Any) -> None:
+    with Client(fresh.url, by="alice") as client:
+        failed = client.runs.wait(client.runs.start("risk", deploy="none")["run_id"], timeout_s=50)
+        again = client.runs.retry(failed["run_id"])
+        assert again["run_id"] != failed["run_id"]
+        assert (again["job"], again["deploy"], again["state"]) == ("risk", "none", "queued")
+        assert again["trigger"] == f"alice, retry of {failed['run_id']}"
+        assert client.runs.wait(again["run_id"], timeout_s=50)["error"]["code"] == "no_rows"
+        assert client.runs.get(failed["run_id"]) == failed
+        with pytest.raises(NotFoundError):
+            client.runs.retry("nothing")
+
+
+def test_a_run_that_did_not_fail_is_not_retried(edge: Any) -> None:
+    with Client(edge.url) as client, pytest.raises(ConflictError) as refused:
+        client.runs.retry(edge.run_id)
+    assert refused.value.code == "run_not_failed"
+
+
 def test_aliases_move_with_a_history_and_routes_follow(edge: Any) -> None:
     with Client(edge.url, by="bob") as client:
         client.models.move_alias("risk", "candidate", 1, expected=0, why="to try it")
@@ -103,6 +122,14 @@ def test_an_experiment_is_made_served_and_read(edge: Any) -> None:
         answer = client.predict("coloured", [{"user": str(i), "age": 1.0} for i in range(50)])
         served = {p["arm"] for p in answer["predictions"]}
         assert served == {"control", "treatment"}
+        rows = [{"user": str(i), "age": float(i % 7)} for i in range(300)]  # served in slices
+        many = client.predict("coloured", rows)["predictions"]
+        few = [
+            row
+            for start in range(0, 300, 50)
+            for row in client.predict("coloured", rows[start : start + 50])["predictions"]
+        ]
+        assert [(r["arm"], r["score"]) for r in many] == [(r["arm"], r["score"]) for r in few]
         assert len(client.experiments.get("colours")["phases"]) == 1
         changed = {**spec, "arms": {"control": 1.0, "treatment": 3.0}}
         assert len(client.experiments.put("colours", changed)["phases"]) == 2

@@ -89,6 +89,32 @@ def test_wrong_rows_are_named_and_the_others_stored(fresh: Any) -> None:
     assert all(row["hint"] and row["source"] == "clicks" for row in value["rejected"])
 
 
+def test_rows_ahead_of_their_known_at_are_clamped_and_counted(fresh: Any) -> None:
+    ahead = {**EVENT, "event_time": START_US + 60_000_000}
+    status, value = send(fresh, {"rows": [EVENT, ahead, ahead, {**ahead, "amount": "much"}]})
+    assert (status, value["accepted"], value["clamped"]) == (200, 3, 2)
+    assert [row["event_us"] for row in stored(fresh)] == [START_US] * 3
+    originals = [row["__original_event_time"] for row in stored(fresh)]
+    assert originals == [START_US, *[START_US + 60_000_000] * 2]
+    metrics = fresh.call("GET", "/metrics")[1].decode()
+    assert 'mlpd_ingest_rows_total{source="clicks",result="clamped"} 2' in metrics
+
+
+def test_clamped_rows_count_for_their_own_source(fresh: Any) -> None:
+    with Client(fresh.url) as client:
+        document = client.definitions()["document"]
+        other = {"timestamp": "at", "schema": {"user": "string"}}
+        client.apply({**document, "sources": {**document["sources"], "visits": other}})
+        now = fresh.daemon.clock()
+    ahead = [{"at": now + 120_000_000, "user": "a"}]
+    body = {"sources": {"clicks": {"rows": [EVENT]}, "visits": {"rows": ahead}}}
+    value = send(fresh, body, path="/v1/events", Idempotency_Key="one")[1]
+    assert (value["accepted"], value["clamped"]) == (2, 1)
+    again = send(fresh, body, path="/v1/events", Idempotency_Key="one")[1]
+    assert again == {**value, "replayed": True}
+    assert fresh.daemon.ingest.clamped_by_source == {"clicks": 0, "visits": 1}
+
+
 def test_all_or_nothing_stores_nothing(fresh: Any) -> None:
     rows = [EVENT, {**EVENT, "amount": "much"}]
     for body, path in (

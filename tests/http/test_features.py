@@ -9,6 +9,7 @@ import polars as pl
 import pytest
 
 from mlpd.client import Client
+from mlpd.core.errors import ConflictError
 from mlpd.http.frames import encode_frame, read_arrow_spine, read_spine
 from mlpd.http.shapes import rows_of_columns
 from mlpd.http.wire import ARROW, JSON, MSGPACK, PARQUET
@@ -52,6 +53,55 @@ def test_single_features_need_no_service(client: Client) -> None:
         "user": ["a"],
         "age": [3],
     }
+
+
+@pytest.mark.parametrize("frame", [False, True])
+def test_stale_values_become_what_the_reader_says_online_and_offline(
+    client: Client, frame: bool
+) -> None:
+    entities = [{"user": "a", "age": 1.0}]
+
+    def both(on_stale: str | None) -> list[tuple[Any, int]]:
+        read = client.read_features("risk", entities=entities, on_stale=on_stale)
+        spine: Any = {"event_time": [read["t_us"]], "user": ["a"], "age": [1.0]}
+        if frame:
+            times = pl.col("event_time").cast(pl.Datetime("us", "UTC"))
+            spine = pl.DataFrame(spine).with_columns(times)
+        joined = client.history("risk", spine=spine, statuses=True, on_stale=on_stale)
+        return [
+            (read["columns"]["profile.amount"][0], read["statuses"]["profile.amount"][0]),
+            (joined["profile.amount"][0], joined["profile.amount__status"][0]),
+        ]
+
+    assert both(None) == both("null") == [(None, 3)] * 2
+    online, offline = both("value")
+    assert online == offline
+    assert isinstance(online[0], float)
+    assert online[1] == 3
+    read = client.read_features("risk", entities=entities)
+    spine = {"event_time": [read["t_us"]], "user": ["a"], "age": [1.0]}
+    for refused in (
+        lambda: client.read_features("risk", entities=entities, on_stale="error"),
+        lambda: client.history("risk", spine=spine, on_stale="error"),
+    ):
+        with pytest.raises(ConflictError, match="'profile.amount' of row 0") as caught:
+            refused()
+        assert caught.value.code == "stale_feature"
+
+
+def test_a_transform_of_a_stale_value_is_an_error_too(fresh: Any) -> None:
+    with Client(fresh.url) as client:
+        document = client.definitions()["document"]
+        half = {"source": "def half(x):\n    return x / 2", "inputs": [["x", "profile.amount"]]}
+        client.apply({**document, "transforms": {"half": {**half, "output": "float64"}}})
+        event = {"event_time": START_US, "known_at": START_US, "user": "a", "amount": 3.0}
+        client.events.send("clicks", [event])
+        asked: dict[str, Any] = {"features": ["half"], "entities": [{"user": "a"}]}
+        assert client.read_features(**asked)["columns"] == {"half": [None]}
+        kept = client.read_features(**asked, on_stale="value")
+        assert kept["columns"] == {"half": [1.5]}
+        with pytest.raises(ConflictError, match="profile.amount"):
+            client.read_features(**asked, on_stale="error")
 
 
 @pytest.mark.parametrize(
@@ -147,6 +197,7 @@ def test_a_join_of_now_is_what_a_read_says(client: Client) -> None:
         ({"entities": {"event_time": [1], "age": [1.0]}}, 400, "missing_entity_key"),
         ({"entities": {**spine(), "event_time": [None] * 3}}, 400, "missing_timestamp"),
         ({"mode": "as_guessed"}, 400, "unknown_choice"),
+        ({"on_stale": "as_is"}, 400, "unknown_choice"),
         ({"mode": "as_of_sequence"}, 400, "missing_sequence"),
         ({"service": "nothing"}, 404, "unknown_service"),
     ],

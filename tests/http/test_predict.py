@@ -1,10 +1,13 @@
 """Prediction and feedback over HTTP."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
 from mlpd.client import Client
+from mlpd.daemon.predictions import PredictionIds
 
 ROW = {"user": "a", "age": 0.5}
 
@@ -30,9 +33,63 @@ def test_rows_may_come_as_columns(client: Client) -> None:
     assert client.predict("risk", [])["predictions"] == []
 
 
+def test_many_rows_are_served_and_logged_as_few_are(edge: Any, client: Client) -> None:
+    rows = [{"user": "abc"[i % 3] if i % 4 else None, "age": i / 7} for i in range(500)]
+    include = ["vector", "features", "statuses", "ages"]
+    logged = edge.daemon.predictions.logged
+    many = client.predict("risk", rows, include=include)["predictions"]
+    assert edge.daemon.predictions.logged == logged + 500
+    assert len({row["prediction_id"] for row in many}) == 500
+    few = [
+        row
+        for start in range(0, 500, 20)
+        for row in client.predict("risk", rows[start : start + 20], include=include)["predictions"]
+    ]
+    for row, alone in zip(many, few, strict=True):
+        ages, ages_alone = row.pop("ages_s"), alone.pop("ages_s")
+        assert ages.keys() == ages_alone.keys()
+        for name in ("score", "label", "arm", "model", "version", "features", "statuses"):
+            assert row[name] == alone[name]
+        assert repr(row["vector"]) == repr(alone["vector"])  # NaN too
+    labels = [{"prediction_id": row["prediction_id"], "label": i % 2} for i, row in enumerate(many)]
+    assert client.feedback(labels)["joined"] == 500
+
+
+@pytest.mark.parametrize("path", ["/v1/predict/risk", "/v1/features/read"])
+def test_a_read_of_many_rows_leaves_the_loop_to_others(
+    edge: Any, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, go = edge.daemon.read.read, threading.Event()
+    begun, threads = threading.Event(), []
+
+    def read_slowly(closure: Any, given: Any, **options: Any) -> Any:
+        threads.append(threading.current_thread().name)
+        if len(given["user"]) > 1:
+            begun.set()
+            assert go.wait(20), "nobody else was served meanwhile"
+        return read(closure, given, **options)
+
+    monkeypatch.setattr(edge.daemon.read, "read", read_slowly)
+    name = "rows" if "predict" in path else "entities"
+    asked = {} if "predict" in path else {"service": "risk"}
+    with ThreadPoolExecutor(1) as pool:
+        many = pool.submit(edge.call, "POST", path, {**asked, name: [ROW] * 300})
+        assert begun.wait(20)
+        try:
+            few = edge.call("POST", path, {**asked, name: [ROW]})
+        finally:
+            go.set()
+        assert (few[0], many.result()[0]) == (200, 200)
+    assert threads[0].startswith("mlpd-read")
+    assert not threads[1].startswith("mlpd-read")
+
+
 @pytest.mark.parametrize(
     ("body", "headers", "status", "code"),
     [
+        ({"rows": [{"age": 1.0}] * 300}, {}, 400, "missing_entity_key"),
+        ({"rows": [ROW] * 300, "min_sequence": 10**9}, {}, 503, "sequence_not_reached"),
+        ({"rows": [ROW] * 300}, {"x-deadline-ms": "0"}, 504, "deadline_exceeded"),
         ({"rows": [{"age": 1.0}]}, {}, 400, "missing_entity_key"),
         ({"rows": [{"user": "a"}]}, {}, 400, "missing_request_field"),
         ({"rows": [{**ROW, "x": 1}]}, {}, 400, "unknown_field"),
@@ -64,7 +121,7 @@ def test_wrong_labels_are_named_and_the_others_stored(edge: Any) -> None:
         {"prediction_id": "nonsense", "label": 1},
         {"prediction_id": edge.prediction_id, "label": "yes"},
         {"prediction_id": edge.prediction_id, "label": 1, "label_time": "2999-01-01T00:00:00Z"},
-        {"prediction_id": "0" * 32, "label": 1},
+        {"prediction_id": PredictionIds().make(0, None), "label": 1},
     ]
     status, value, _ = edge.call("POST", "/v1/feedback", {"labels": labels})
     assert (status, value["accepted"], value["orphans"]) == (200, 2, 1)

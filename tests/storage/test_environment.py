@@ -87,6 +87,14 @@ def test_readonly_needs_an_environment(tmp_path: Path, clock: Any) -> None:
     assert not (tmp_path / "none").exists()
 
 
+def test_unfinished_creation_is_begun_anew(tmp_path: Path, clock: Any) -> None:
+    (tmp_path / "lmdb" / ".new").mkdir(parents=True)
+    (tmp_path / "lmdb" / ".new" / "data.mdb").write_bytes(bytes(8192))
+    with Environment.open(tmp_path / "lmdb", clock=clock) as environment:
+        assert environment.usage().used_bytes > 0
+    assert sorted(p.name for p in (tmp_path / "lmdb").iterdir()) == ["data.mdb", "lock.mdb"]
+
+
 def test_unknown_format_is_refused(tmp_path: Path, clock: Any) -> None:
     with Environment.open(tmp_path, clock=clock) as environment:
         writer = Writer(environment)

@@ -1,5 +1,6 @@
 """Blobs, the daemon lock and atomic files."""
 
+import errno
 import hashlib
 import io
 import os
@@ -14,8 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlpd.core.errors import InternalError, NotFoundError, UnavailableError, ValidationError
+from mlpd.storage import files
 from mlpd.storage.blobs import Blob, BlobStore
-from mlpd.storage.files import atomic_write
+from mlpd.storage.files import atomic_write, make_dirs
 from mlpd.storage.lock import DaemonLock, read_holder
 
 
@@ -110,6 +112,30 @@ def test_atomic_write_replaces_the_whole_file(tmp_path: Path) -> None:
     atomic_write(path, b"second")
     assert path.read_bytes() == b"second"
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_names_of_existing_folders_are_flushed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = tmp_path / "old"  # of a process that was killed before it could
+    old.mkdir()
+    flushed: list[Path] = []
+    monkeypatch.setattr(files, "fsync_dir", flushed.append)
+    make_dirs(old)
+    make_dirs(old / "a" / "b")
+    assert flushed == [tmp_path, tmp_path, old, old / "a"]
+
+
+def test_unreadable_parents_are_no_obstacle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path) -> None:
+        raise PermissionError(errno.EACCES, "no", path)
+
+    monkeypatch.setattr(files, "fsync_dir", refuse)
+    make_dirs(tmp_path)
+    with pytest.raises(PermissionError):
+        make_dirs(tmp_path / "new")
 
 
 def test_second_daemon_is_told_who_holds_the_directory(tmp_path: Path, clock: Any) -> None:

@@ -1,5 +1,6 @@
 """The log: dense sequences, faithful rows, damage is noticed."""
 
+import asyncio
 from typing import Any
 
 import numpy as np
@@ -18,9 +19,11 @@ from mlpd.storage.log import (
     append,
     decode_record,
     read_records,
+    rows_of,
 )
 from mlpd.storage.log import _encode as encode_record
 from mlpd.storage.tables import Table, u64be
+from mlpd.storage.transactions import WriteTransaction
 from mlpd.storage.writer import Writer
 
 START_US = 1_700_000_000_000_000
@@ -193,3 +196,23 @@ def test_record_under_a_wrong_key_is_noticed(
     writer.write_blocking(move)
     with pytest.raises(InternalError):
         read(environment)
+
+
+async def test_rows_are_counted_by_source_as_they_are_committed(
+    environment: Environment, writer: Writer, events: Any
+) -> None:
+    def refused(txn: WriteTransaction) -> None:
+        events(1, 2, 3)(txn)
+        raise ValidationError("no")
+
+    good = [writer.write(events(*range(n))) for n in (1, 20, 300)]
+    other = writer.write(events(7, source="arrivals"))
+    outcomes = await asyncio.gather(*good, writer.write(refused), other, return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes].count(ValidationError) == 1
+    with environment.snapshot() as snapshot:
+        assert rows_of(snapshot, "departures") == 321
+        assert rows_of(snapshot, "arrivals") == 1
+        assert rows_of(snapshot, "unknown") == 0
+    await writer.write(events(9))
+    with environment.snapshot() as snapshot:
+        assert rows_of(snapshot, "departures") == 322

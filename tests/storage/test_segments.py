@@ -1,9 +1,11 @@
 """Compaction and offline reads: every acknowledged row exactly once, whatever crashes when."""
 
 import asyncio
+import errno
 import os
 import random
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -412,24 +414,53 @@ async def test_failing_child_leaves_the_log_alone(store: Store) -> None:
     store.check_rows()
 
 
-def child_processes() -> list[str]:
-    return Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+def test_full_disk_is_told_and_nothing_is_left_of_the_attempt(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.fill(12)
+    whole, count = pl.DataFrame.write_parquet, 0
+
+    def full(frame: pl.DataFrame, path: Path, **options: Any) -> None:
+        nonlocal count
+        count += 1
+        if count == 3:
+            path.write_bytes(b"half")
+            raise pl.exceptions.ComputeError("No space left on device (os error 28)")
+        whole(frame, path, **options)
+
+    monkeypatch.setattr(pl.DataFrame, "write_parquet", full)
+    with pytest.raises(OSError, match="No space left") as caught:
+        store.compact()
+    assert caught.value.errno == errno.ENOSPC
+    assert [p for p in store.data.segments.rglob("*") if p.is_file()] == []
+    store.check_rows()
+    store.compact()
+    store.check_rows()
+
+
+def compaction_children(store: Store) -> list[str]:
+    """Children of this process that compact `store`; other tests' children are none of ours."""
+    found = []
+    for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split():
+        with suppress(FileNotFoundError, ProcessLookupError):
+            command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+            if str(store.data.root).encode() in command:
+                found.append(pid)
+    return found
 
 
 async def test_cancelled_compaction_ends_its_child(store: Store) -> None:
     await asyncio.to_thread(store.fill, 3)
     compactor = Compactor(store.environment, store.writer, store.data)
     task = asyncio.create_task(compactor.run())
-    await asyncio.sleep(0.1)
+    while not compaction_children(store):
+        assert not task.done()
+        await asyncio.sleep(0.001)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
+    assert compaction_children(store) == []
     store.check_rows()
-    for _ in range(100):  # a child that was killed while it started is reaped a little later
-        if not child_processes():
-            break
-        await asyncio.sleep(0.05)
-    assert child_processes() == []
 
 
 def damage_segment(store: Store, manifest: Manifest) -> None:

@@ -1,0 +1,115 @@
+"""A daemon of its own for a scenario: `mlpd serve` on a free port, stopped with the block."""
+
+import http.client
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from mlpd.storage.lock import read_holder
+
+START_S = 300.0
+"""The first start on a machine compiles kernels."""
+STOP_S = 60.0
+_POLL_S = 0.002
+_OK = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A daemon that is ready; `start_s` from exec to the first 200 of /readyz."""
+
+    url: str
+    pid: int
+    start_s: float
+
+
+@contextmanager
+def serve(
+    directory: Path,
+    *,
+    storage: Mapping[str, object] | None = None,
+    module: str = "mlpd",
+    environment: Mapping[str, str] | None = None,
+) -> Iterator[Served]:
+    """Run a daemon on `directory`; `storage`: settings that differ from the defaults.
+
+    `module` is what takes the command line: mlpd, or bench.watch around it.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", module, "serve", "--data-dir", str(directory), "--port", "0"]
+    if storage is not None:
+        config = directory.with_name(f"{directory.name}.toml")
+        lines = ["[storage]", *(f"{name} = {value!r}" for name, value in storage.items())]
+        config.write_text("\n".join(lines), "utf-8")
+        command += ["--config", str(config)]
+    log = directory.with_name(f"{directory.name}.log")
+    with (
+        log.open("ab") as out,
+        run_server(command, out.fileno(), environment) as (process, started),
+    ):
+        url = _wait_ready(directory / "daemon.lock", process, started, log)
+        yield Served(url, process.pid, time.perf_counter() - started)
+
+
+@contextmanager
+def run_server(
+    command: list[str], out: int, environment: Mapping[str, str] | None = None
+) -> Iterator[tuple[subprocess.Popen[bytes], float]]:
+    """Run a server until the block ends; yield its process and when it was started."""
+    started = time.perf_counter()
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=out,
+        stderr=out,
+        env={**os.environ, **(environment or {})},
+    )
+    try:
+        yield process, started
+    finally:
+        process.terminate()
+        try:
+            process.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def is_ready(url: str) -> bool:
+    """Tell whether /readyz answers 200."""
+    parts = urlsplit(url)
+    connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=10.0)
+    try:
+        connection.request("GET", "/readyz")
+        return connection.getresponse().status == _OK
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+def memory_mb(pid: int, *, peak: bool = False) -> float:
+    """Return the resident memory of a process in MB, now or at its largest.
+
+    Not getrusage's peak: that begins with the memory of the process that forked this one.
+    """
+    field = "VmHWM:" if peak else "VmRSS:"
+    lines = Path(f"/proc/{pid}/status").read_text("utf-8").splitlines()
+    (kib,) = (int(line.split()[1]) for line in lines if line.startswith(field))
+    return kib * 1024 / 1e6
+
+
+def _wait_ready(lock: Path, process: "subprocess.Popen[bytes]", started: float, log: Path) -> str:
+    while process.poll() is None and time.perf_counter() - started < START_S:
+        holder = read_holder(lock)
+        if holder and holder["pid"] == process.pid and holder["url"] and is_ready(holder["url"]):
+            return str(holder["url"])
+        time.sleep(_POLL_S)
+    tail = "\n".join(log.read_text("utf-8", "replace").splitlines()[-12:])
+    raise RuntimeError(f"the daemon did not start; its log ends with:\n{tail}")

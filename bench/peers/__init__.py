@@ -1,0 +1,38 @@
+"""Peers: what users would take instead, each in a virtual environment outside of ours.
+
+`<name>.txt` beside this file has the pinned requirements, `<name>_*.py` run in that environment.
+"""
+
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+from bench.options import SkippedError
+
+FOLDER = Path(__file__).parent
+NAMES = tuple(sorted(path.stem for path in FOLDER.glob("*.txt")))
+MARK = "installed"
+"""A file that tells that the installation was finished."""
+
+
+def install(name: str, directory: Path) -> None:
+    """Make the environment of a peer in `directory`; takes minutes and the package index."""
+    home = directory / name
+    venv.EnvBuilder(clear=True, with_pip=True).create(home)
+    requirements = FOLDER / f"{name}.txt"
+    command = [str(home / "bin" / "python"), "-m", "pip", "install", "-q", "-r", str(requirements)]
+    print(f"installing {name} into {home}", file=sys.stderr)
+    subprocess.run(command, check=True)
+    (home / MARK).touch()
+
+
+def python_of(name: str, directory: Path) -> Path:
+    """Return the interpreter of an installed peer; raises SkippedError."""
+    home = directory / name
+    if not (home / MARK).exists():
+        raise SkippedError(
+            f"{name} is not installed in {directory}: "
+            f"python -m bench peers install {name} --peers {directory}"
+        )
+    return (home / "bin" / "python").absolute()

@@ -1,0 +1,91 @@
+"""Child of the sweeps, under the shim: one process for every operation on a file, ended there.
+
+    python -m tests.storage.powercut.sweep_child SCENARIO BASE WORK CONTROL TORN
+
+BASE holds a data directory.  For k = 1, 2, ... a copy of it goes to WORK/k, and a process forked
+from this one is killed before its k-th operation of the scenario (TORN is `torn`: half-way through
+it, if it is a write), until one has fewer.  Prints how many there were, and at which it was killed.
+"""
+
+import asyncio
+import itertools
+import json
+import os
+import shutil
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+import polars as pl  # noqa: F401 - so that no process has to import it
+
+from mlpd.storage import compact, segments
+from tests.storage.powercut.live import opened
+from tests.storage.powercut.shim import Control, map_file
+
+SEGMENT_ROWS = 40
+PURGE_RECORDS = 2
+"""Small, so that one compaction writes several files and purges in several transactions."""
+
+
+def compacting(root: Path, begin: Callable[[], None]) -> None:
+    """A compaction of an open store: segments, manifest, switch, purge."""
+    with opened(root) as store:
+        begin()
+        assert asyncio.run(store.compactor.run())
+
+
+def starting(root: Path, begin: Callable[[], None]) -> None:
+    """A start on what a crash left: files of no manifest, records that segments hold."""
+    begin()
+    with opened(root) as store:
+        asyncio.run(store.compactor.start())
+
+
+SCENARIOS = {"compacting": compacting, "starting": starting}
+
+
+def run(scenario: str, root: Path, control: Control, at: int, torn: bool) -> int:
+    """Run the scenario in a process that ends at an operation; return how it ended."""
+    pid = os.fork()
+    if pid == 0:
+        os.setpgid(0, 0)  # the shim kills the process group
+
+        def begin() -> None:
+            control.operations, control.torn, control.kill_at = 0, torn, at
+
+        try:
+            SCENARIOS[scenario](root, begin)
+            os._exit(0)
+        except BaseException:  # noqa: BLE001 - this process ends here, whatever it is
+            traceback.print_exc()
+        finally:
+            os._exit(1)
+    _, status = os.waitpid(pid, 0)
+    control.kill_at = 0
+    return os.waitstatus_to_exitcode(status)
+
+
+def main() -> None:
+    scenario, base, work = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
+    torn = sys.argv[5] == "torn"
+    compact.SEGMENT_ROWS_MIN, segments.PURGE_RECORDS = SEGMENT_ROWS, PURGE_RECORDS
+    control = Control.from_buffer(map_file(Path(sys.argv[4])))
+    killed = []
+    for at in itertools.count(1):
+        root = work / str(at)
+        shutil.copytree(base, root)
+        ended = run(scenario, root, control, at, torn)
+        assert ended in {0, -signal.SIGKILL}
+        if ended:
+            killed.append(at)
+        elif control.operations < at:
+            break
+        else:  # torn, and not a write
+            shutil.rmtree(root)
+    sys.stdout.write(json.dumps([at - 1, killed]))
+
+
+if __name__ == "__main__":
+    main()
