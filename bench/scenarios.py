@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from bench.backup import backup
 from bench.drift import drift
 from bench.feast import feast
 from bench.footprint import footprint
@@ -21,5 +22,6 @@ SCENARIOS: dict[str, Callable[[Options], dict[str, Case]]] = {
     "start": start,
     "loop": loop,
     "footprint": footprint,
+    "backup": backup,
     "feast": feast,
 }

@@ -31,6 +31,11 @@ SECTIONS = {
             "mlpd.cli.monitor:consistency", "Compare served features with the log."
         ),
     },
+    "Data": {
+        "backup": Lazy("mlpd.cli.maintenance:backup", "Back up a running daemon."),
+        "restore": Lazy("mlpd.cli.maintenance:restore", "Bring a backup back."),
+        "fsck": Lazy("mlpd.cli.maintenance:fsck", "Check a data directory."),
+    },
 }
 
 

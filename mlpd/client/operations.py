@@ -392,6 +392,20 @@ class Operations(Generic[A, Text, Frame]):
             r.call("POST", "v1", "consistency", "run", fields=fields, timeout_s=LONG_S)
         )
 
+    def backup(self, destination: str, *, copy: bool | None = None) -> A:
+        """Take a backup to an absolute path on the daemon's host; returns its figures.
+
+        `copy`: no hard links, even on one filesystem.
+        """
+        fields = {"destination": destination, "copy": copy}
+        return self._object(
+            r.call(*("POST", "v1", "backup"), fields=fields, repeatable=False, timeout_s=LONG_S)
+        )
+
+    def fsck(self) -> A:
+        """Let the daemon check its data directory; returns what it found."""
+        return self._object(r.call("POST", "v1", "fsck", timeout_s=LONG_S))
+
     def metrics(self) -> Text:
         """Return all metrics as Prometheus text."""
         found: Text = self.send(r.Request("GET", "/metrics", accept="text/plain"))

@@ -4,6 +4,7 @@ The defaults live here; `conf/default.toml` shows them with comments, and a test
 """
 
 import dataclasses
+import json
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from mlpd.core.errors import ConfigurationError, MlpdError
-from mlpd.core.time import DAY_US, MINUTE_US, SECOND_US, parse_duration
+from mlpd.core.time import DAY_US, MINUTE_US, SECOND_US, format_duration, parse_duration
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -143,6 +144,20 @@ def build_config(data: Mapping[str, Any], where: str = "configuration") -> Confi
             raise ConfigurationError(f"{where}: [{name}] must be a table")
         sections[name] = _section(_SECTIONS[name], body, f"{where}: [{name}]")
     return Config(**sections)
+
+
+def format_config(config: Config) -> str:
+    """Return TOML that `load_config` reads as the same configuration."""
+    lines: list[str] = []
+    for name in _SECTIONS:
+        section = getattr(config, name)
+        lines.append(f"[{name}]")
+        for spec in dataclasses.fields(section):
+            value = getattr(section, spec.name)
+            shown = format_duration(value) if spec.name.endswith("_us") else value
+            lines.append(f"{_public(spec.name)} = {json.dumps(shown)}")
+        lines.append("")
+    return "\n".join(lines)
 
 
 def with_server(config: Config, *, host: str | None = None, port: int | None = None) -> Config:

@@ -10,6 +10,7 @@ from mlpd.core.config import Config
 from mlpd.core.kernels import load_kernels, precompile
 from mlpd.core.time import MIN_TIME_US, Clock, format_time, system_clock
 from mlpd.daemon.audit import Audit
+from mlpd.daemon.backup import Backup
 from mlpd.daemon.collectors import (
     ingest_collector,
     outcome_collector,
@@ -20,6 +21,7 @@ from mlpd.daemon.definitions import DefinitionsVerb
 from mlpd.daemon.dropped import DroppedViews
 from mlpd.daemon.experiments import Experiments
 from mlpd.daemon.feedback import Feedback
+from mlpd.daemon.fsck import Fsck
 from mlpd.daemon.history import History
 from mlpd.daemon.ingest import Ingest
 from mlpd.daemon.monitor import Monitor
@@ -174,6 +176,7 @@ class Daemon:
             self.clock,
         )
         self.history = History(self.environment, self.state, self.paths)
+        self.fsck = Fsck(self.paths)
 
     def _build_training(self) -> None:
         storage = self.config.storage
@@ -182,6 +185,14 @@ class Daemon:
             self.writer,
             self.paths,
             policy=CompactionPolicy(tail_rows=storage.compact_rows),
+        )
+        self.backup = Backup(
+            self.environment,
+            self.writer,
+            self.predictions,
+            self.compactor,
+            self.paths,
+            self.config,
         )
         self.dropped = DroppedViews(self.environment, self.writer, self.state)
         self.definitions = DefinitionsVerb(

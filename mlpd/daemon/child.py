@@ -30,6 +30,8 @@ ENTRIES = {
     "history": "mlpd.daemon.history_child",
     "train": "mlpd.daemon.train_child",
     "audit": "mlpd.daemon.audit_child",
+    "fsck": "mlpd.daemon.fsck_child",
+    "backup": "mlpd.daemon.backup_child",
 }
 """What may run as a child; each module has `run(request, send) -> result`."""
 

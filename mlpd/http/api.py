@@ -12,6 +12,7 @@ from mlpd.http import definitions as _definitions
 from mlpd.http import events as _events
 from mlpd.http import experiments as _experiments
 from mlpd.http import features as _features
+from mlpd.http import maintenance as _maintenance
 from mlpd.http import models as _models
 from mlpd.http import monitoring as _monitoring
 from mlpd.http import operation as _operation
@@ -148,10 +149,13 @@ def _build_watching(daemon: Daemon) -> list[Route]:
 
 def _build_operation(daemon: Daemon, document: dict[str, Any]) -> list[Route]:
     operation = _operation.OperationHandlers(daemon, document)
+    m, keeping = _maintenance, _maintenance.MaintenanceHandlers(daemon)
     return [
         Route("GET", "/healthz", "public", operation.alive, answer=_operation.ALIVE),
         Route("GET", "/readyz", "public", operation.ready, answer=_operation.READY),
         Route("GET", "/v1/status", "read", operation.status, answer=_operation.STATUS),
+        Route("POST", "/v1/backup", "admin", keeping.backup, m.BACKUP, m.BACKED_UP),
+        Route("POST", "/v1/fsck", "admin", keeping.fsck, answer=m.REPORT),
         Route("GET", "/openapi.json", "read", operation.openapi, produces=(JSON, MSGPACK)),
         Route("GET", "/docs", "read", operation.docs, produces=("text/markdown",)),
         Route("GET", "/docs/{page:.+}", "read", operation.page, produces=("text/markdown",)),

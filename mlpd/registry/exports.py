@@ -47,5 +47,5 @@ def require_records(env: Environment, layout: Layout) -> None:
             f"for example {lost[0]}",
             code="registry_behind_index",
             hint="Restore the lmdb directory that belongs to this registry, or bring its records "
-            "back with mlpd.registry.rebuild.",
+            "back: mlpd fsck --repair.",
         )

@@ -86,7 +86,7 @@ class Journal:
                     "than the journal or belong to another registry",
                     code="registry_behind_journal",
                     hint="Restore the lmdb directory that belongs to this registry, or bring its "
-                    "records up to date with mlpd.registry.rebuild.",
+                    "records up to date: mlpd fsck --repair.",
                 )
 
 

@@ -21,6 +21,7 @@ from mlpd.core.names import TimeUs
 from mlpd.core.time import Clock
 from mlpd.storage.creation import create_environment
 from mlpd.storage.failures import MAX_READERS, translate_error
+from mlpd.storage.files import fsync_dir, fsync_file, make_dirs
 from mlpd.storage.tables import FORMAT_KEY, FORMAT_VERSION, Table
 from mlpd.storage.timekeeper import TimeKeeper
 from mlpd.storage.transactions import MAX_SNAPSHOT_S, Databases, Snapshot, WriteTransaction
@@ -189,6 +190,23 @@ class Environment:
             stale_readers_cleared=cleared,
             lagging_snapshots=sum(s.opened_s < oldest_s for s in self._live.copy()),
         )
+
+    def copy(self, directory: Path) -> None:
+        """Write a compacted copy of the last commit's state as `directory`/data.mdb, durably.
+
+        Reads in one transaction from beginning to end, however long that takes: the pages that it
+        sees are not reused meanwhile.  The GIL is free.  Only for a child process that its parent
+        watches (mlpd/daemon/backup.py).
+        """
+        make_dirs(directory)
+        try:
+            self._lmdb.copy(str(directory), compact=True)
+        except lmdb.Error as error:
+            raise translate_error(error) from error
+        path = directory / "data.mdb"
+        path.chmod(0o600)
+        fsync_file(path)
+        fsync_dir(directory)
 
     def sync(self) -> None:
         """Flush everything to disk again; used when the fate of a commit is in doubt."""

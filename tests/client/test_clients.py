@@ -60,6 +60,8 @@ CALLS: dict[str, Callable[[Any], Any]] = {
     "GET /v1/freshness": lambda c: c.freshness(),
     "GET /v1/shadows": lambda c: c.shadows(),
     "GET /v1/consistency": lambda c: c.consistency(),
+    "POST /v1/backup": lambda c: c.backup("/backups/one", copy=True),
+    "POST /v1/fsck": lambda c: c.fsck(),
     "POST /v1/consistency/run": lambda c: c.run_consistency(limit=5),
     "GET /v1/status": lambda c: c.status(),
     "GET /metrics": lambda c: c.metrics(),

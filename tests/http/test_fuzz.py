@@ -14,7 +14,7 @@ from mlpd.http.routes import Route
 
 TABLE = build_routes(None)  # type: ignore[arg-type]  # handlers only keep it
 ELSEWHERE = {
-    *("/v1/consistency/run", "/v1/features/history", "/v1/runs"),
+    *("/v1/backup", "/v1/consistency/run", "/v1/features/history", "/v1/runs"),
     *("/v1/definitions/apply", "/v1/definitions/plan"),
 }
 """These start processes or read a document; their nonsense is tested where they are."""

@@ -1,0 +1,135 @@
+"""Checks of what segments hold, against their manifests; polars reads them, so in a child alone."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mlpd.storage.check import Problem, check_digest
+from mlpd.storage.environment import Environment
+from mlpd.storage.files import DataDirectory
+from mlpd.storage.frames import polars_type
+from mlpd.storage.segments import (
+    EVENT_TIME,
+    KNOWN_TIME,
+    MANIFESTS,
+    SEQUENCE,
+    Manifest,
+    Segment,
+    load_manifests,
+)
+
+if TYPE_CHECKING:
+    import polars as pl
+
+Sequences = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentsReport:
+    """What was looked at and what is wrong; `unnamed` files belong to no manifest: harmless."""
+
+    problems: list[Problem]
+    segments: int
+    rows: int
+    size_bytes: int
+    unnamed: list[Path]
+
+
+def check_segments(environment: Environment, data: DataDirectory) -> SegmentsReport:
+    """Verify every segment's digest, schema, rows and ranges, and the manifests' copies.
+
+    Reads everything once and the stamps twice; holds the stamps of one manifest at a time.
+    """
+    with environment.snapshot() as snapshot:
+        manifests = load_manifests(snapshot)
+    problems = [p for manifest in manifests for p in _check_manifest(data.segments, manifest)]
+    segments = [segment for manifest in manifests for segment in manifest.segments]
+    return SegmentsReport(
+        problems=problems,
+        segments=len(segments),
+        rows=sum(segment.rows for segment in segments),
+        size_bytes=sum(segment.size_bytes for segment in segments),
+        unnamed=find_unnamed(manifests, data.segments),
+    )
+
+
+def find_unnamed(manifests: list[Manifest], directory: Path) -> list[Path]:
+    """Return the files below `directory` that no manifest names, sorted."""
+    named = {directory / s.path for m in manifests for s in m.segments}
+    named |= {directory / MANIFESTS / m.name for m in manifests}
+    return sorted(p for p in directory.rglob("*") if p.is_file() and p not in named)
+
+
+def _check_manifest(directory: Path, manifest: Manifest) -> Iterator[Problem]:
+    copy = directory / MANIFESTS / manifest.name
+    if not copy.is_file() or copy.read_bytes() != manifest.encode():
+        subject = f"{MANIFESTS}/{manifest.name}"
+        yield Problem("manifest_copy", subject, "it is not the manifest that LMDB has")
+    found: list[Sequences] = [np.arange(a, b + 1, dtype=np.int64) for a, b in manifest.kept]
+    readable = True
+    for segment in manifest.segments:
+        damage = [*check_digest(directory, segment)]
+        if not damage:
+            sequences, damage = _check_contents(directory / segment.path, segment)
+            found.append(sequences)
+        readable = readable and not damage
+        yield from damage
+    if readable:
+        yield from _check_coverage(manifest, np.sort(np.concatenate([*found, _NONE])))
+
+
+_NONE = np.empty(0, np.int64)
+
+
+def _check_contents(path: Path, segment: Segment) -> tuple[Sequences, list[Problem]]:
+    import polars as pl  # noqa: PLC0415 - not in the daemon
+
+    stamps = [EVENT_TIME, KNOWN_TIME, SEQUENCE]
+    try:
+        schema = dict(pl.read_parquet_schema(path))
+        frame = pl.read_parquet(path, columns=stamps, glob=False)
+    except (pl.exceptions.PolarsError, OSError) as error:
+        return _NONE, [Problem("segment_corrupt", segment.path, f"it can't be read: {error}")]
+    wanted: dict[str, pl.DataType] = {name: pl.Int64() for name in stamps}
+    wanted |= {name: polars_type(dtype) for name, dtype in segment.columns.items()}
+    differences = [*_differences(frame, segment)]
+    if schema != wanted:
+        differences.append(f"its columns are {', '.join(schema)}")
+    problems = [Problem("segment_differs", segment.path, found) for found in differences]
+    return frame[SEQUENCE].to_numpy(), problems
+
+
+def _differences(frame: "pl.DataFrame", segment: Segment) -> Iterator[str]:
+    """Yield in what way a file is not what its manifest says."""
+    if len(frame) != segment.rows:
+        yield f"it has {len(frame)} rows, its manifest says {segment.rows}"
+        return
+    event_us, known_us, sequences = (
+        frame[name].to_numpy() for name in (EVENT_TIME, KNOWN_TIME, SEQUENCE)
+    )
+    ranges = (
+        ("sequences", sequences, segment.first_sequence, segment.last_sequence),
+        ("event times", event_us, segment.min_event_us, segment.max_event_us),
+        ("known times", known_us, segment.min_known_us, segment.max_known_us),
+    )
+    for what, values, least, greatest in ranges:
+        if (int(values.min()), int(values.max())) != (least, greatest):
+            yield (
+                f"its {what} lie from {values.min()} to {values.max()}, its manifest says "
+                f"{least} to {greatest}"
+            )
+
+
+def _check_coverage(manifest: Manifest, found: Sequences) -> Iterator[Problem]:
+    """Every sequence of the manifest's range lies in exactly one file or record."""
+    wanted = np.arange(manifest.first_sequence, manifest.last_sequence + 1, dtype=np.int64)
+    if np.array_equal(found, wanted):
+        return
+    missing, twice = np.setdiff1d(wanted, found), found[1:][found[1:] == found[:-1]]
+    examples = [*(f"{s} is in no file" for s in missing[:3].tolist())]
+    examples += [f"{s} is there twice" for s in twice[:3].tolist()]
+    yield Problem("segment_coverage", manifest.name, f"sequence {', '.join(examples)}")
