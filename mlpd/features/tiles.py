@@ -144,7 +144,8 @@ class TileLayout:
 
     `plan`: the table of `window_kernel`.  `outputs`: by feature name.  `work_words`: length of the
     kernels' scratch state, without the folds that a join keeps behind it: `walk_words` with them,
-    at `folds_at` of each window.  `split_hops_us`: those that may have older tiles.
+    at `folds_at` of each window.  `split_hops_us`: those that may have older tiles.  `max_words`:
+    of an entity's live tiles.
     """
 
     view: ViewSpec
@@ -158,6 +159,7 @@ class TileLayout:
     folds_at: tuple[int, ...]
     walk_words: int
     split_hops_us: frozenset[int]
+    max_words: int
 
     def needs_older(self, features: Sequence[str]) -> bool:
         """Tell whether reads of `features` need an entity's older tiles."""
@@ -223,6 +225,7 @@ def build_layout(view: ViewSpec, source: SourceSpec, *, min_recent: int = MIN_RE
         folds_at=tuple(folds_at),
         walk_words=walk_words,
         split_hops_us=frozenset(hop for hop, _, capacity, recent, _ in grid if capacity > recent),
+        max_words=sum(capacities) * tile_words,
     )
 
 

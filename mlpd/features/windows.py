@@ -193,7 +193,7 @@ class WindowPlan:
         rows = (*batch, inputs.bits, inputs.bits.view(np.float64), inputs.valid, newest_known_us)
         groups = np.empty(len(entity_of_row), np.int64), np.empty(entities + 1, np.int64)
         work = self._scratch.work, self._scratch.work_f
-        out, ends = self._room(recent, entities, len(entity_of_row))
+        out, ends = self._room(len(recent), entities, len(entity_of_row))
         unloaded = np.empty(entities, np.uint8)
         late = self._kernels.update_recent(
             self.layout.plan, recent, starts, entity_of_row, *rows, *groups, *work, out, ends,
@@ -203,28 +203,30 @@ class WindowPlan:
         if unloaded.any():
             chosen = np.flatnonzero(unloaded)
             older, older_starts = join_values(get_older(chosen.tolist()))
-            out, ends = self._room(recent, entities, len(entity_of_row), older)
+            stored_words, n = len(recent) + len(older), len(chosen)
+            out, ends = self._room(stored_words, n, len(entity_of_row))
             older_out, older_ends = np.empty_like(out), np.empty_like(ends)
             late = self._kernels.update_all(
                 self.layout.plan, recent, starts, older, older_starts, chosen, *rows, *groups,
                 *work, out, ends, older_out, older_ends,
             )  # fmt: skip
             update.late_rows += self._checked(late)
-            new = zip(_cut(out, ends), _cut(older_out, older_ends), strict=False)
-            for entity, (value, older_value) in zip(chosen.tolist(), new, strict=False):
+            new = zip(_cut(out, ends), _cut(older_out, older_ends), strict=True)
+            for entity, (value, older_value) in zip(chosen.tolist(), new, strict=True):
                 if value is not None:
                     update.recent[entity], update.older[entity] = value, older_value
         return update
 
-    def _room(
-        self, recent: Int64s, entities: int, rows: int, older: Int64s | None = None
-    ) -> tuple[Int64s, Int64s]:
-        """Return room for the new values of all entities, and for where they end."""
-        hops = len(self.layout.hops_us)
-        head = STORED_HEAD + STORED_WIDTH * hops
-        words = len(recent) + entities * head + rows * hops * self.layout.tile_words
+    def _room(self, stored_words: int, entities: int, rows: int) -> tuple[Int64s, Int64s]:
+        """Return room for new values of `entities`, and for where they end.
+
+        `stored_words`: of the tiles that are there; each row may bring one tile of each hop.
+        """
+        layout = self.layout
+        head = STORED_HEAD + STORED_WIDTH * len(layout.hops_us)
+        grown = stored_words + entities * head + rows * len(layout.hops_us) * layout.tile_words
         return (
-            np.empty(words + (0 if older is None else len(older)), np.int64),
+            np.empty(min(grown, entities * (head + layout.max_words)), np.int64),
             np.empty(entities + 1, np.int64),
         )
 

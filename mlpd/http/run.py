@@ -1,11 +1,13 @@
 """Running a daemon behind its HTTP server until a signal: `mlpd serve`."""
 
 import asyncio
+import gc
 import logging
 import signal
 from collections.abc import Callable
 from pathlib import Path
 
+from mlpd.core.allocator import set_up_allocator
 from mlpd.core.config import Config
 from mlpd.daemon.app import Daemon
 from mlpd.http.api import build_routes
@@ -19,6 +21,7 @@ async def serve(config: Config, directory: Path, on_ready: Callable[[str], None]
 
     `on_ready` is called once with the URL.  Raises UnavailableError for a port or directory in use.
     """
+    set_up_allocator()
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -29,6 +32,8 @@ async def serve(config: Config, directory: Path, on_ready: Callable[[str], None]
         await server.start(daemon.paths.socket)
         daemon.lock.announce(server.url)
         await daemon.start()
+        gc.collect()
+        gc.freeze()  # what the start has made stays; the collector need never look at it again
         on_ready(server.url)
         await stopping.wait()
         _log.info("stopping")

@@ -1,10 +1,10 @@
 """Loads sessions in a thread, one at a time, each once, and gives their memory back."""
 
 import asyncio
-import ctypes
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 
+from mlpd.core.allocator import find_trim
 from mlpd.core.errors import UnavailableError
 from mlpd.serving.graphs import read_signature
 from mlpd.serving.package import ModelPackage
@@ -98,7 +98,7 @@ def load_session(package: ModelPackage) -> Session:
 
 def trim_memory() -> None:
     """Return free heap pages to the system, where the C library can (glibc); a few ms."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    trim = find_trim()
     if trim is not None:
         trim(0)
 
