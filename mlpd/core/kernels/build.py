@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -72,12 +73,13 @@ def load_kernels(
 def precompile(
     module_names: Iterable[str], *, cache_dir: Path | None = None, boundscheck: bool | None = None
 ) -> None:
-    """Fill the cache for several modules with at most one child, that is one import of numba."""
+    """Fill the cache for several modules, as many at a time as there are processors."""
     units = [_module_unit(name, boundscheck) for name in module_names]
     directory = cache_dir or default_cache_dir()
     missing = [unit for unit in units if fetch(directory, cache_key(unit)) is None]
-    if missing:
-        _compile(missing, directory)
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        for done in [pool.submit(_compile, [unit], directory) for unit in missing]:
+            done.result()
 
 
 def compile_sources(
