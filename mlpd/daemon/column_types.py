@@ -64,4 +64,4 @@ def _stored_schemas(
     first = max(after, compacted_through(seen)) + 1
     for record in read_records(seen, first, kinds=_EVENTS):
         if record.source in sources:
-            yield record.source, schema_of(record)
+            yield record.source, schema_of(record.columns())

@@ -141,7 +141,7 @@ def _groups(
     groups: dict[tuple[RecordKind, str, Schema], list[LogRecord]] = {}
     for record in records:
         if record.kind is not RecordKind.DEFINITIONS:
-            key = record.kind, record.source, schema_of(record)
+            key = record.kind, record.source, schema_of(record.columns())
             groups.setdefault(key, []).append(record)
     return groups
 
@@ -161,7 +161,8 @@ class _Output:
         self, kind: RecordKind, source: str, schema: Schema, records: Sequence[LogRecord]
     ) -> Iterator[Segment]:
         """Write the rows of one schema as one or more files, cut at midnights UTC."""
-        frame = records_frame(records).sort(EVENT_TIME, KNOWN_TIME, SEQUENCE)
+        decoded = [record.columns() for record in records]
+        frame = records_frame(records, decoded).sort(EVENT_TIME, KNOWN_TIME, SEQUENCE)
         for start, stop in pairwise(_cuts(frame[EVENT_TIME].to_numpy())):
             yield self._write_segment(kind, source, schema, frame[start:stop])
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mlpd.core.columns import Column, DType, concat
+from mlpd.core.columns import Column, Columns, DType, concat
 from mlpd.storage.log import LogRecord
 from mlpd.storage.segments import EVENT_TIME, KNOWN_TIME, SEQUENCE
 
@@ -44,11 +44,13 @@ def to_series(name: str, column: Column) -> "pl.Series":
     return series.cast(dtype)
 
 
-def records_frame(records: Sequence[LogRecord]) -> "pl.DataFrame":
-    """Return the rows of records with one schema, in log order, after the three `__` columns."""
+def records_frame(records: Sequence[LogRecord], decoded: Sequence[Columns]) -> "pl.DataFrame":
+    """Return the rows of records with one schema, in log order, after the three `__` columns.
+
+    `decoded`: the columns of each.
+    """
     import polars as pl  # noqa: PLC0415 - not in the daemon
 
-    decoded = [record.columns() for record in records]
     return pl.DataFrame(
         [
             pl.Series(EVENT_TIME, np.concatenate([r.event_us for r in records])),
@@ -59,6 +61,6 @@ def records_frame(records: Sequence[LogRecord]) -> "pl.DataFrame":
     )
 
 
-def schema_of(record: LogRecord) -> tuple[tuple[str, DType], ...]:
-    """Return names and types of a record's columns, in order."""
-    return tuple((name, column.dtype) for name, column in record.columns().items())
+def schema_of(columns: Columns) -> tuple[tuple[str, DType], ...]:
+    """Return names and types of columns, in order."""
+    return tuple((name, column.dtype) for name, column in columns.items())

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mlpd.core.columns import DType
+from mlpd.core.columns import Columns, DType
 from mlpd.core.errors import ValidationError
 from mlpd.storage.environment import Environment
 from mlpd.storage.frames import polars_type, records_frame, schema_of
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     import polars as pl
 
 Schema = dict[str, DType]
+Decoded = tuple[LogRecord, Columns]
+"""A record and its columns, which are decoded once."""
 
 
 def scan_events(
@@ -41,7 +43,7 @@ def scan_events(
         segments = _find_segments(snapshot, source, kind, last)
         copies = _copy_tail(snapshot, kind, last)
     records = (decode_record(value, start) for start, value in copies)
-    tail = [record for record in records if record.source == source]
+    tail = [(record, record.columns()) for record in records if record.source == source]
     schema = _merge_schemas(source, columns, segments, tail)
     frames = [*_scan_segments(segments_directory, segments), *_frame_tail(tail)]
     return _unite(frames, schema, last)
@@ -65,12 +67,15 @@ def _merge_schemas(
     source: str,
     wanted: Mapping[str, DType] | None,
     segments: Iterable[Segment],
-    tail: Iterable[LogRecord],
+    tail: Iterable[Decoded],
 ) -> Schema:
     """Return the wanted columns, or all of them in order of appearance, checking every type."""
     merged: Schema = dict(wanted or {})
     schemas = dict.fromkeys(
-        [*(tuple(s.columns.items()) for s in segments), *(schema_of(r) for r in tail)]
+        [
+            *(tuple(s.columns.items()) for s in segments),
+            *(schema_of(columns) for _, columns in tail),
+        ]
     )
     for name, dtype in (column for schema in schemas for column in schema):
         if wanted is None:
@@ -96,11 +101,11 @@ def _scan_segments(directory: Path, segments: Iterable[Segment]) -> "list[pl.Laz
     return [pl.scan_parquet(paths, glob=False) for paths in groups.values()]
 
 
-def _frame_tail(tail: Iterable[LogRecord]) -> "list[pl.LazyFrame]":
-    groups: dict[tuple[tuple[str, DType], ...], list[LogRecord]] = {}
-    for record in tail:
-        groups.setdefault(schema_of(record), []).append(record)
-    return [records_frame(records).lazy() for records in groups.values()]
+def _frame_tail(tail: Iterable[Decoded]) -> "list[pl.LazyFrame]":
+    groups: dict[tuple[tuple[str, DType], ...], list[Decoded]] = {}
+    for decoded in tail:
+        groups.setdefault(schema_of(decoded[1]), []).append(decoded)
+    return [records_frame(*zip(*group, strict=True)).lazy() for group in groups.values()]
 
 
 def _unite(frames: "list[pl.LazyFrame]", schema: Schema, last: int) -> "pl.LazyFrame":
