@@ -37,6 +37,8 @@ from mlpd.daemon.runs import Runs
 from mlpd.daemon.scheduler import JobScheduler
 from mlpd.daemon.state import CatalogState
 from mlpd.daemon.train import Train
+from mlpd.features.windows import KERNELS as WINDOW_KERNELS
+from mlpd.features.windows import load_window_kernels
 from mlpd.monitoring.performance import PerformanceTable
 from mlpd.registry.models import Registry
 from mlpd.serving.batcher import Batcher
@@ -49,9 +51,10 @@ from mlpd.storage.files import DataDirectory, make_dirs
 from mlpd.storage.lock import DaemonLock
 from mlpd.storage.writer import Writer
 
+_COUNT_KERNELS = "mlpd.monitoring.count_kernel"
 KERNEL_MODULES = (
-    "mlpd.features.window_kernel",
-    "mlpd.monitoring.count_kernel",
+    *WINDOW_KERNELS,
+    _COUNT_KERNELS,
     "mlpd.serving.link_kernel",
     "mlpd.features.latest_kernel",
 )
@@ -97,7 +100,7 @@ class Daemon:
             paths.lmdb, clock=clock, map_bytes=config.storage.map_bytes
         )
         self.writer = Writer(self.environment)
-        self.state = CatalogState(load_kernels(KERNEL_MODULES[0]), paths.cache / "kernels")
+        self.state = CatalogState(load_window_kernels(), paths.cache / "kernels")
         with self.environment.snapshot() as snapshot:
             self.state.load(snapshot)
         self.registry = Registry.open(self.environment, self.writer, paths.registry)
@@ -139,7 +142,7 @@ class Daemon:
             self.versions,
             self.shadows,
             performance,
-            load_kernels(KERNEL_MODULES[1]),
+            load_kernels(_COUNT_KERNELS),
             self.config.monitoring.series_max,
         )
         self.read = Read(self.environment, self.state)

@@ -15,10 +15,8 @@ import msgpack
 from mlpd.core.document import parse_document
 from mlpd.core.errors import MlpdError
 from mlpd.core.hashing import canonical_json
-from mlpd.core.kernels import load_kernels
 from mlpd.core.time import system_clock
 from mlpd.daemon.child import Send
-from mlpd.daemon.offline import WINDOW_KERNELS
 from mlpd.daemon.predictions import Label, decode_prediction
 from mlpd.daemon.repair import UNAPPLIED, free_view_id, repair
 from mlpd.daemon.replay_check import compare_with_replay
@@ -26,6 +24,7 @@ from mlpd.daemon.state import CURRENT_KEY
 from mlpd.features.catalog import Catalog, build_catalog
 from mlpd.features.check import find_faults, view_id_of
 from mlpd.features.view import ViewPlan
+from mlpd.features.windows import load_window_kernels
 from mlpd.registry.fsck import Report
 from mlpd.registry.fsck import check as check_registry
 from mlpd.storage.check import check_log, check_pages, scan_parts
@@ -232,7 +231,7 @@ def _parse_state(value: bytes) -> dict[str, Any]:
 
 
 def _build(state: Mapping[str, Any], data: DataDirectory) -> Catalog:
-    kernels = load_kernels(WINDOW_KERNELS)
+    kernels = load_window_kernels()
     return build_catalog(**state, kernels=kernels, cache=data.cache / "kernels")
 
 

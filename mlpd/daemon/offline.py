@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mlpd.core.columns import Column, Columns, DType
-from mlpd.core.kernels import load_kernels
 from mlpd.core.specs import SourceSpec
 from mlpd.core.time import system_clock
 from mlpd.features.catalog import Catalog, build_catalog
 from mlpd.features.offline import Events
 from mlpd.features.stamps import Stamps
+from mlpd.features.windows import load_window_kernels
 from mlpd.storage.environment import Environment
 from mlpd.storage.files import DataDirectory
 from mlpd.storage.offline import scan_events
@@ -22,8 +22,6 @@ from mlpd.storage.segments import EVENT_TIME, KNOWN_TIME, SEQUENCE
 
 if TYPE_CHECKING:
     import polars as pl
-
-WINDOW_KERNELS = "mlpd.features.window_kernel"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +58,7 @@ class Offline:
 def open_offline(request: Mapping[str, Any]) -> Iterator[Offline]:
     """Open the data directory for a child's request: `directory`, `catalog` and `through`."""
     paths = DataDirectory(Path(request["directory"]))
-    kernels = load_kernels(WINDOW_KERNELS)
+    kernels = load_window_kernels()
     with Environment.open(paths.lmdb, clock=system_clock, readonly=True) as environment:
         catalog = build_catalog(
             **request["catalog"], kernels=kernels, cache=paths.cache / "kernels"

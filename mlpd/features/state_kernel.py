@@ -40,6 +40,9 @@ index changed since the last evaluation; tiles below HORIZON are gone and refuse
 are stored and not loaded."""
 META_WIDTH = 6
 
+OK, BAD_ENTITY, BAD_VALUE, FUTURE_EVENT, PAST_READ, NOT_LOADED = 0, -1, -2, -3, -4, -5
+"""What the window kernels return; positive and 0 from the updates is a count."""
+
 REFUSED, APPLIED, UNLOADED = range(3)
 """What `apply_event` returns; UNLOADED asks for the older tiles, and leaves `work` half-changed."""
 

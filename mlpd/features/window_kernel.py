@@ -1,4 +1,4 @@
-"""The window engine's entries: one set of kernels for ingest, online reads, training sets, replay.
+"""The window engine's entries for reading: online reads and joins, for training sets and replay.
 
 All accumulate with the same `merge_tile` (tile_kernel), keep an entity's tiles in the same scratch
 state (state_kernel) and put windows together in the same order (fold_kernel); so an online read
@@ -20,139 +20,25 @@ from mlpd.features.fold_kernel import (
     fold_stored,
     forget_times,
 )
+from mlpd.features.grouping_kernel import group_by_code
 from mlpd.features.state_kernel import (
     ALWAYS,
+    BAD_ENTITY,
+    BAD_VALUE,
     NEVER,
     NEWEST_US,
+    OK,
+    PAST_READ,
     RESULT_AT,
     STORED_NEWEST_US,
-    UNLOADED,
     advance,
     apply_event,
     clear_tile,
     copy_state,
-    is_overfull,
     is_sound,
-    load_all,
-    load_recent,
     reset,
-    split,
-    store_older,
-    store_recent,
 )
 from mlpd.features.tile_kernel import F8, I8, U1
-
-OK, BAD_ENTITY, BAD_VALUE, FUTURE_EVENT, PAST_READ, NOT_LOADED = 0, -1, -2, -3, -4, -5
-"""What the kernels return; positive and 0 from the updates is a count."""
-
-
-@kernel(
-    "const i8[], const i8[], const i8[], const i8[], const i8[], const i8[], const i8[], "
-    "const i8[], const f8[], const u1[], i8, i8[], i8[], i8[], f8[], i8[], i8[], u1[]",
-    returns="i8",
-)
-def update_recent(
-    plan: I8, recent: I8, recent_starts: I8, entity_of_row: I8, event_us: I8, known_us: I8,
-    sequences: I8, bits: I8, reals: F8, valid: U1, newest_known_us: int,
-    order: I8, order_starts: I8, work: I8, work_f: F8, out: I8, out_starts: I8, unloaded: U1,
-) -> int:  # fmt: skip
-    """Write the new recent value of each entity with an accepted row to `out`; others get no words.
-
-    `recent[recent_starts[e]:recent_starts[e+1]]` is the value of entity e, `out` likewise.  Rows
-    are applied in their order; `order` and `order_starts` group them by entity.  `unloaded[e]` is 1
-    where the older tiles are needed: nothing is written or counted, `update_all` does it.
-    Returns how many rows were older than all retentions, or an error.
-    """
-    entities = len(recent_starts) - 1
-    if not _group(entity_of_row, 0, order, order_starts, entities):
-        return BAD_ENTITY
-    late, end = 0, 0
-    out_starts[0] = 0
-    for entity in range(entities):
-        if not load_recent(plan, recent, recent_starts[entity], recent_starts[entity + 1], work):
-            return BAD_VALUE
-        first, last = order_starts[entity], order_starts[entity + 1]
-        accepted = _apply_rows(
-            plan, work, work_f, order, first, last, 1, event_us, known_us, sequences,
-            bits, reals, valid, newest_known_us,
-        )  # fmt: skip
-        if accepted == FUTURE_EVENT:
-            return FUTURE_EVENT
-        unloaded[entity] = accepted == NOT_LOADED
-        if accepted >= 0:
-            late += last - first - accepted
-        if accepted > 0:
-            end = store_recent(plan, work, out, end)
-        out_starts[entity + 1] = end
-    return late
-
-
-@kernel(
-    "const i8[], const i8[], const i8[], const i8[], const i8[], const i8[], const i8[], "
-    "const i8[], const i8[], const i8[], const f8[], const u1[], i8, const i8[], const i8[], "
-    "i8[], f8[], i8[], i8[], i8[], i8[]",
-    returns="i8",
-)
-def update_all(
-    plan: I8, recent: I8, recent_starts: I8, older: I8, older_starts: I8, entities: I8,
-    event_us: I8, known_us: I8, sequences: I8, bits: I8, reals: F8, valid: U1,
-    newest_known_us: int, order: I8, order_starts: I8, work: I8, work_f: F8,
-    out: I8, out_starts: I8, older_out: I8, older_out_starts: I8,
-) -> int:  # fmt: skip
-    """Write both new values of each of some `entities`, as `update_recent` left them.
-
-    The i-th of `entities` has its older value at `older[older_starts[i]:older_starts[i+1]]` and
-    gets its new ones likewise; no words are no older tiles, or, of both, no accepted row.
-    """
-    late, end, older_end = 0, 0, 0
-    out_starts[0] = older_out_starts[0] = 0
-    for i in range(len(entities)):
-        entity = entities[i]
-        if not load_all(
-            plan, older, older_starts[i], older_starts[i + 1],
-            recent, recent_starts[entity], recent_starts[entity + 1], work,
-        ):  # fmt: skip
-            return BAD_VALUE
-        first, last = order_starts[entity], order_starts[entity + 1]
-        accepted = _apply_rows(
-            plan, work, work_f, order, first, last, 0, event_us, known_us, sequences,
-            bits, reals, valid, newest_known_us,
-        )  # fmt: skip
-        if accepted == FUTURE_EVENT:
-            return FUTURE_EVENT
-        late += last - first - accepted
-        if accepted > 0:
-            if split(plan, work):
-                older_end = store_older(plan, work, older_out, older_end)
-            end = store_recent(plan, work, out, end)
-        out_starts[i + 1] = end
-        older_out_starts[i + 1] = older_end
-    return late
-
-
-@device
-def _apply_rows(
-    plan: I8, work: I8, work_f: F8, order: I8, first: int, last: int, is_recent: int,
-    event_us: I8, known_us: I8, sequences: I8, bits: I8, reals: F8, valid: U1,
-    newest_known_us: int,
-) -> int:  # fmt: skip
-    """Apply an entity's rows; return how many it took, FUTURE_EVENT or NOT_LOADED.
-
-    `is_recent`: whether only the recent tiles are loaded, and must not become too many.
-    """
-    advance(plan, work, newest_known_us)
-    accepted = 0
-    for i in range(first, last):
-        row = order[i]
-        if event_us[row] > newest_known_us:
-            return FUTURE_EVENT
-        result = apply_event(
-            plan, work, work_f, row, event_us, known_us, sequences, bits, reals, valid
-        )
-        if result == UNLOADED or (is_recent and is_overfull(plan, work)):
-            return NOT_LOADED
-        accepted += result
-    return accepted
 
 
 @kernel(
@@ -197,7 +83,7 @@ def group_rows(codes: I8, groups: int, order: I8, starts: I8) -> int:
 
     Codes are -1 to groups - 2; `starts` has groups + 1 elements.  Returns OK or BAD_ENTITY.
     """
-    return OK if _group(codes, 1, order, starts, groups) else BAD_ENTITY
+    return OK if group_by_code(codes, 1, order, starts, groups) else BAD_ENTITY
 
 
 @kernel(
@@ -305,25 +191,3 @@ def _repeat(out: I8, present: U1, row: int, to: int, width: int) -> None:
     for column in range(width):
         out[to + column] = out[row + column]
         present[to + column] = present[row + column]
-
-
-@device
-def _group(codes: I8, shift: int, order: I8, starts: I8, groups: int) -> bool:
-    """Counting sort; group g gets `order[starts[g]:starts[g+1]]`."""
-    for group in range(groups + 1):
-        starts[group] = 0
-    for i in range(len(codes)):
-        group = codes[i] + shift
-        if not 0 <= group < groups:
-            return False
-        starts[group + 1] += 1
-    for group in range(groups):
-        starts[group + 1] += starts[group]
-    for i in range(len(codes) - 1, -1, -1):  # backwards, so that ends become starts and ties stay
-        group = codes[i] + shift
-        starts[group + 1] -= 1
-        order[starts[group + 1]] = i
-    for group in range(groups):
-        starts[group] = starts[group + 1]
-    starts[groups] = len(codes)
-    return True

@@ -7,7 +7,8 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
-from typing import Any, Final, Literal, Protocol
+from types import SimpleNamespace
+from typing import Any, Final, Literal, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,27 +16,28 @@ from numpy.typing import NDArray
 from mlpd.core.columns import Column, Columns, DType, height
 from mlpd.core.errors import InternalError, NotFoundError, ValidationError
 from mlpd.core.expressions import Expression
-from mlpd.core.kernels import address_of
+from mlpd.core.kernels import address_of, load_kernels
 from mlpd.core.specs import SourceSpec, ViewSpec
 from mlpd.features.stamps import Stamps
-from mlpd.features.state_kernel import STORED_HEAD, STORED_WIDTH
-from mlpd.features.tile_kernel import EVENTS, REAL
-from mlpd.features.tiles import MIN_RECENT, Stream, TileLayout, build_layout
-from mlpd.features.window_kernel import (
+from mlpd.features.state_kernel import (
     BAD_ENTITY,
     BAD_VALUE,
     FUTURE_EVENT,
     OK,
     PAST_READ,
+    STORED_HEAD,
+    STORED_WIDTH,
 )
+from mlpd.features.tile_kernel import EVENTS, REAL
+from mlpd.features.tiles import MIN_RECENT, Stream, TileLayout, build_layout
 
 Int64s = NDArray[np.int64]
 Joined = tuple[Int64s, Int64s]
 """The words of several values, and where each starts and, last, the end."""
 JoinMode = Literal["as_known", "as_corrected", "as_of_sequence"]
 
-KERNELS = "mlpd.features.window_kernel"
-"""The module to give to `load_kernels`."""
+KERNELS = ("mlpd.features.update_kernel", "mlpd.features.window_kernel")
+"""The modules behind `load_window_kernels`; `precompile` compiles them side by side."""
 
 TRANSPOSED_ROWS = 1024
 """Rows of a block that is transposed at once: it fits the first two cache levels."""
@@ -45,13 +47,22 @@ MAX_QUERIES = 256
 
 
 class WindowKernels(Protocol):
-    """The entries of `window_kernel`, from `load_kernels`; reads need native ones, for `raw`."""
+    """The entries of KERNELS, from `load_window_kernels`; reads need native ones, for `raw`."""
 
     update_recent: Any
     update_all: Any
     read_values: Any
     group_rows: Any
     join_rows: Any
+
+
+def load_window_kernels(*, boundscheck: bool | None = None) -> WindowKernels:
+    """Return the native kernels; see `load_kernels`."""
+    entries: dict[str, Any] = {}
+    for module in KERNELS:
+        kernels = load_kernels(module, boundscheck=boundscheck)
+        entries |= {name: kernels[name] for name in kernels}
+    return cast("WindowKernels", SimpleNamespace(**entries))
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +153,7 @@ class WindowPlan:
     ) -> "WindowPlan":
         """Return the plan of a window view; once, at apply or start.
 
-        `kernels`: from `load_kernels(KERNELS)`.  `min_recent`: see `build_layout`.  Raises
+        `kernels`: from `load_window_kernels`.  `min_recent`: see `build_layout`.  Raises
         DefinitionError(code="too_many_tiles").
         """
         return cls(build_layout(view, source, min_recent=min_recent), kernels)

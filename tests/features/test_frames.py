@@ -24,7 +24,6 @@ from mlpd.core.definitions import (
     transform,
 )
 from mlpd.core.errors import ConflictError, ValidationError
-from mlpd.core.kernels import load_kernels
 from mlpd.core.specs import Closure
 from mlpd.core.time import SECOND_US
 from mlpd.core.vector import VectorFeature, Vectorizer
@@ -36,7 +35,7 @@ from mlpd.features.on_stale import apply_on_stale
 from mlpd.features.online import read_online
 from mlpd.features.stamps import Stamps
 from mlpd.features.status import Status
-from mlpd.features.windows import KERNELS
+from mlpd.features.windows import load_window_kernels
 from mlpd.storage.environment import Environment
 from mlpd.storage.transactions import WriteTransaction
 from mlpd.storage.writer import Writer
@@ -172,7 +171,7 @@ def catalog(tmp_path_factory: pytest.TempPathFactory) -> Catalog:
         version=1,
         view_ids={},
         next_view_id=1,
-        kernels=load_kernels(KERNELS),
+        kernels=load_window_kernels(),
         cache=tmp_path_factory.mktemp("kernels"),
     )
 

@@ -15,10 +15,9 @@ import pytest
 from mlpd.core.columns import DType
 from mlpd.core.convert import column_of
 from mlpd.core.document import parse_document
-from mlpd.core.kernels import load_kernels
 from mlpd.features.stamps import Stamps
 from mlpd.features.tiles import MIN_RECENT
-from mlpd.features.windows import KERNELS, WindowPlan
+from mlpd.features.windows import WindowPlan, load_window_kernels
 
 pytestmark = pytest.mark.timeout(300)  # the first test may wait for the kernels' compiler
 
@@ -142,7 +141,7 @@ def build_plan(min_recent: int) -> WindowPlan:
             "views": {"v": view},
         }
     )
-    kernels = load_kernels(KERNELS, boundscheck=True)
+    kernels = load_window_kernels(boundscheck=True)
     view_spec, source = definitions.views["v"], definitions.sources["s"]
     return WindowPlan.build(view_spec, source, kernels, min_recent=min_recent)
 

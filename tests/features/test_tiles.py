@@ -11,12 +11,11 @@ import pytest
 from mlpd.core.columns import Column, DType
 from mlpd.core.document import parse_document
 from mlpd.core.errors import DefinitionError, InternalError
-from mlpd.core.kernels import load_kernels
 from mlpd.core.specs import SourceSpec, ViewSpec
 from mlpd.core.time import DAY_US, HOUR_US, MINUTE_US
 from mlpd.features.stamps import Stamps
 from mlpd.features.tiles import build_layout, decode_tiles
-from mlpd.features.windows import KERNELS, WindowKernels, WindowPlan
+from mlpd.features.windows import WindowKernels, WindowPlan, load_window_kernels
 
 pytestmark = pytest.mark.timeout(300)  # the first test may wait for the kernels' compiler
 
@@ -26,7 +25,7 @@ T0 = 1_000 * HOUR_US
 
 @pytest.fixture(scope="session")
 def kernels() -> WindowKernels:
-    return load_kernels(KERNELS, boundscheck=True)
+    return load_window_kernels(boundscheck=True)
 
 
 def definitions(windows: list[str], aggregates: list[dict[str, Any]], **more: Any) -> Any:

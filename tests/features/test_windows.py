@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
@@ -15,12 +16,11 @@ from mlpd.core.columns import Columns, DType
 from mlpd.core.convert import column_of
 from mlpd.core.document import parse_document
 from mlpd.core.errors import InternalError, NotFoundError, ValidationError
-from mlpd.core.kernels import load_kernels
 from mlpd.core.specs import AggregateSpec, SourceSpec, ViewSpec
-from mlpd.features import window_kernel
+from mlpd.features import update_kernel, window_kernel
 from mlpd.features.stamps import Stamps
 from mlpd.features.tiles import MIN_RECENT
-from mlpd.features.windows import KERNELS, WindowKernels, WindowPlan
+from mlpd.features.windows import WindowKernels, WindowPlan, load_window_kernels
 
 pytestmark = pytest.mark.timeout(300)  # the first test may wait for the kernels' compiler
 
@@ -195,7 +195,7 @@ def build_view(**overrides: Any) -> tuple[ViewSpec, SourceSpec]:
 
 @pytest.fixture(scope="session")
 def kernels() -> WindowKernels:
-    return load_kernels(KERNELS, boundscheck=True)
+    return load_window_kernels(boundscheck=True)
 
 
 def columns_of(rows: list[dict[str, Any]]) -> Columns:
@@ -605,9 +605,10 @@ def test_plain_python_kernels_give_the_same_bits(kernels: WindowKernels) -> None
         for i, x in enumerate(rng.normal(size=30).tolist())
     ]
     spine = [(0, t, 0) for t in range(95, 160, 7)]
+    python = SimpleNamespace(**{**vars(update_kernel), **vars(window_kernel)})
     plans = [
         WindowPlan.build(*build_view(), module, min_recent=1)
-        for module in (kernels, cast("WindowKernels", window_kernel))
+        for module in (kernels, cast("WindowKernels", python))
     ]
     native, plain = (Online(plan) for plan in plans)
     native.update(events)

@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mlpd.core.kernels import load_kernels
 from mlpd.core.time import DAY_US, MINUTE_US, system_clock
 from mlpd.daemon.definitions import DefinitionsVerb, EventBlock
 from mlpd.daemon.dropped import DroppedViews
@@ -21,6 +20,7 @@ from mlpd.daemon.state import CatalogState
 from mlpd.features.catalog import Catalog, ViewPlan
 from mlpd.features.ingest import apply_batch, parse_batch
 from mlpd.features.stamps import Stamps
+from mlpd.features.windows import load_window_kernels
 from mlpd.monitoring.freshness import Freshness
 from mlpd.monitoring.metrics import Registry as Metrics
 from mlpd.registry.models import Registry
@@ -168,7 +168,7 @@ class Store:
             raise
 
     def _build(self, compactor: type[Compactor], rows_max: int) -> None:
-        kernels = load_kernels("mlpd.features.window_kernel")
+        kernels = load_window_kernels()
         self.state = CatalogState(kernels, self.data.cache / "kernels")
         with self.environment.snapshot() as snapshot:
             self.state.load(snapshot)
