@@ -3,8 +3,9 @@
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -106,7 +107,10 @@ class GroupCommitter:
         self._count(group, (time.perf_counter_ns() - started_ns) // 1000)
 
     def _commit(self, group: list[Entry], known_us: TimeUs) -> None:
-        """Run the group in one transaction; on a failing operation once more, with savepoints."""
+        """Run the group in one transaction; on a failing operation once more, with savepoints.
+
+        The second time nothing is deferred, so that every failure has its operation.
+        """
         try:
             self._run_all(group, known_us, _run)
         except _OperationError:
@@ -117,6 +121,7 @@ class GroupCommitter:
         try:
             for entry in group:
                 run(entry, txn)
+            _finish(txn)
             txn.commit()
         except BaseException:
             txn.abort()
@@ -182,8 +187,20 @@ class _OperationError(Exception):
 
 
 def _run(entry: Entry, txn: WriteTransaction) -> None:
-    try:
+    with _operation_errors():
         entry.result = entry.op(txn)
+
+
+def _finish(txn: WriteTransaction) -> None:
+    with _operation_errors():
+        txn.finish()
+
+
+@contextmanager
+def _operation_errors() -> Iterator[None]:
+    """Let storage failures through and wrap all others."""
+    try:
+        yield
     except lmdb.Error as error:
         if is_storage_failure(error):
             raise

@@ -1,10 +1,10 @@
 """Transactions: consistent reads of all tables, and the one write transaction of a group."""
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self, TypeVar, cast
 
 import lmdb
 
@@ -146,6 +146,16 @@ MAX_SNAPSHOT_S = 1.0
 """Longest life of a snapshot before it counts as lagging."""
 
 
+class Deferred(Protocol):
+    """Work of several operations of a group that is done once, at its end."""
+
+    def finish(self, txn: "WriteTransaction") -> None:
+        """Do it; raising fails the whole group, which is then run again without deferring."""
+
+
+D = TypeVar("D", bound=Deferred)
+
+
 class WriteTransaction(_Reader):
     """All writes of one group; reads see them at once, other threads after the commit.
 
@@ -155,7 +165,8 @@ class WriteTransaction(_Reader):
     """
 
     __slots__ = (
-        *("_lmdb", "_newest_event_us", "_newest_known_us", "_rows", "_sequence", "known_us"),
+        *("_deferred", "_lmdb", "_newest_event_us", "_newest_known_us", "_rows", "_savepoints"),
+        *("_sequence", "known_us"),
     )
 
     def __init__(self, env: lmdb.Environment, dbs: Databases, known_us: TimeUs) -> None:
@@ -167,6 +178,8 @@ class WriteTransaction(_Reader):
         self._newest_known_us: int = head.known_us
         self._newest_event_us: int = head.event_us
         self._rows: dict[str, int] = {}
+        self._deferred: dict[Hashable, Deferred] = {}
+        self._savepoints = 0
         self.known_us = known_us
         """Arrival time K of this group: later than every time handed out before."""
 
@@ -226,6 +239,24 @@ class WriteTransaction(_Reader):
         """Count event rows of a source; the commit adds them to what is stored, once a group."""
         self._rows[source] = self._rows.get(source, 0) + count
 
+    def deferred(self, key: Hashable, make: Callable[[], D]) -> D | None:
+        """Return the work kept under `key` for the end of the group, made by the first who asks.
+
+        Operations add to it what they would have done one by one.  None inside of a savepoint:
+        what may be undone alone must be done at once.
+        """
+        if self._savepoints:
+            return None
+        if key not in self._deferred:
+            self._deferred[key] = make()
+        return cast("D", self._deferred[key])
+
+    def finish(self) -> None:
+        """Do what operations have deferred, in that order; the group's last step."""
+        deferred, self._deferred = self._deferred, {}
+        for work in deferred.values():
+            work.finish(self)
+
     @contextmanager
     def savepoint(self) -> Iterator[None]:
         """Undo everything done in the `with` block if it raises.  About 11 us."""
@@ -233,6 +264,7 @@ class WriteTransaction(_Reader):
         numbers = self._sequence, self._newest_known_us, self._newest_event_us
         rows = dict(self._rows)
         self._txn = inner = self._lmdb.begin(write=True, parent=outer)
+        self._savepoints += 1
         try:
             yield
             inner.commit()
@@ -242,6 +274,7 @@ class WriteTransaction(_Reader):
             self._rows = rows
             raise
         finally:
+            self._savepoints -= 1
             self._txn = outer
 
     def commit(self) -> None:
