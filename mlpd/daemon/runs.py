@@ -188,7 +188,8 @@ class Runs:
                 found.append(self._with_progress(Run.decode(value)))
                 if len(found) == limit:
                     break
-        return found
+        # Ids begin with the second; what follows is random.
+        return sorted(found, key=lambda run: run.created_us, reverse=True)
 
     def get(self, run_id: str) -> Run:
         """Return a run; raises NotFoundError(code="unknown_run")."""

@@ -22,7 +22,8 @@ def read(run: Mlpd, *arguments: object) -> Any:
 @pytest.fixture(scope="session")
 def run_id(mlpd: Mlpd) -> str:
     """The run that registered the champion: the first of all."""
-    return str(read(mlpd, "runs", "list")["runs"][-1]["run_id"])
+    runs = read(mlpd, "runs", "list")["runs"]
+    return next(str(run["run_id"]) for run in runs if run["state"] == "succeeded")
 
 
 def test_a_job_is_listed_and_its_run_has_succeeded(mlpd: Mlpd, run_id: str) -> None:
