@@ -30,6 +30,8 @@ from mlpd.storage.writer import Writer
 
 ROUTES_MAX = 1_000
 HISTORY_MAX = 100
+_VERSIONS_MAX = 1 << 32
+"""A version is stored in four bytes."""
 
 _log = logging.getLogger("mlpd.routes")
 
@@ -178,9 +180,10 @@ class Routes:
     async def rollback(self, name: str, version: int, *, by: str) -> dict[str, Any]:
         """Make an earlier version's content the next version."""
         self._find(name)
-        with self._environment.snapshot() as snapshot:
-            key = _history_prefix(name) + version.to_bytes(4, "big")
-            value = snapshot.get(Table.ROUTES, key) if 0 < version < 1 << 31 else None
+        value = None
+        if 0 < version < _VERSIONS_MAX:
+            with self._environment.snapshot() as snapshot:
+                value = snapshot.get(Table.ROUTES, _history_key(name, version))
         if value is None:
             raise NotFoundError(
                 f"route {name!r} has no version {version}", code="unknown_route_version"

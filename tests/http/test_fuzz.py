@@ -101,6 +101,15 @@ def mutate(data: st.DataObject, value: Any) -> Any:
     return changed
 
 
+@pytest.mark.parametrize("version", [-1, 0, 2, 2**32, 2**63])
+def test_a_version_that_a_route_never_had_is_not_found(edge: Any, version: int) -> None:
+    path = f"/v1/routes/once-{version + 1}"  # a name keeps its versions when it is deleted
+    assert edge.call("PUT", path, VALID["/v1/routes/{name}"])[0] == 200
+    status, value, _ = edge.call("POST", f"{path}/rollback", {"version": version})
+    assert (status, value["error"]["code"]) == (404, "unknown_route_version")
+    assert edge.call("DELETE", path)[0] == 200
+
+
 def test_the_good_bodies_are_good(edge: Any) -> None:
     assert {route.path for route in WITH_BODY} == VALID.keys()
     expected = {"/v1/models/{name}/aliases/{alias}/rollback": 409}  # there is one version
