@@ -160,7 +160,7 @@ class WriteTransaction(_Reader):
     """All writes of one group; reads see them at once, other threads after the commit.
 
     Made and committed by the Writer, in its thread; operations use the methods down to
-    `note_times`.  An operation may run twice (when another one of its group fails), so it must be
+    `deferred`.  An operation may run twice (when another one of its group fails), so it must be
     a pure function of this transaction.
     """
 
