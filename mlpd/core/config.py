@@ -85,8 +85,6 @@ class TrainingConfig:
 class MonitoringConfig:
     """`[monitoring]`: live counts, drift, the consistency audit."""
 
-    bucket_us: int = 5 * MINUTE_US
-    retention_us: int = 120 * 24 * 60 * MINUTE_US
     series_max: int = 10_000
 
 
