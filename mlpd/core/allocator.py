@@ -29,6 +29,31 @@ def find_trim() -> Callable[[int], Any] | None:
     return _c_function("malloc_trim")
 
 
+def heap_bytes() -> int | None:
+    """Return what the C library's allocator has given out, in 10 to 40 us; None without glibc 2.33.
+
+    Unlike resident memory it moves by what was asked for, at once.
+    """
+    ask = _c_function("mallinfo2")
+    if ask is None:
+        return None
+    ask.restype = _MallInfo  # type: ignore[attr-defined]  # it is a ctypes function
+    found: _MallInfo = ask()
+    return int(found.uordblks + found.hblkhd)
+
+
+class _MallInfo(ctypes.Structure):
+    """glibc's `struct mallinfo2`."""
+
+    _fields_ = tuple(  # type: ignore[mutable-override]  # how ctypes wants it
+        (name, ctypes.c_size_t)
+        for name in (
+            *("arena", "ordblks", "smblks", "hblks", "hblkhd"),
+            *("usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"),
+        )
+    )
+
+
 def _c_function(name: str) -> Callable[..., Any] | None:
     function: Callable[..., Any] | None = getattr(ctypes.CDLL(None), name, None)
     return function

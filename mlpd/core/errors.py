@@ -9,6 +9,7 @@
     ├── NotFoundError           404  no such source, feature, route, model, run ...
     ├── ConflictError           409  the state moved on, or the name is taken
     ├── TooLargeError           413  a body, batch or value is over its limit
+    ├── MisdirectedError        421  another shard owns the key, or the sender's map is old
     ├── OverloadedError         503  a bounded queue is full: retry after `retry_after_s`
     ├── DeadlineExceededError   504  the deadline passed before the work was done
     ├── StorageFullError        507  the disk is full or failing: reads go on
@@ -106,6 +107,16 @@ class TooLargeError(MlpdError):
 
     default_code = "too_large"
     status = 413
+
+
+class MisdirectedError(MlpdError):
+    """Another shard owns the key, or the sender's map is old; nothing was stored.
+
+    The details carry `epoch`, and for a key `slot`, `shard` and `url` of its owner.
+    """
+
+    default_code = "wrong_shard"
+    status = 421
 
 
 class OverloadedError(MlpdError):

@@ -23,6 +23,7 @@ A sum of such times and durations never overflows int64.
 Clock = Callable[[], TimeUs]
 """Returns the current time; passed in wherever time matters so that tests can move it."""
 
+_SPAN_S_MAX = 1e11
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 _UNITS_US = {"us": 1, "ms": 1000, "s": SECOND_US, "m": MINUTE_US, "h": HOUR_US, "d": DAY_US}
@@ -77,6 +78,11 @@ def parse_duration(value: object, what: str = "duration") -> int:
         code="invalid_duration",
         hint="Use a number and a unit: us, ms, s, m, h or d; for example 15m, 1h or 7d.",
     )
+
+
+def span_us(seconds: float) -> int:
+    """Return a span in us, of 3,000 years at most: what is farther away than that has no date."""
+    return round(SECOND_US * min(seconds, _SPAN_S_MAX))
 
 
 def format_duration(duration_us: int) -> str:
