@@ -1,6 +1,7 @@
 """Closure of a feature service: what it reads, in which order, and the hash that a model pins."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from mlpd.core.columns import DType
 from mlpd.core.errors import DefinitionError
@@ -19,6 +20,32 @@ def build_closure(
     for reference in service.features:
         walk.visit(reference, ())
     return walk.closure()
+
+
+def join_inputs(closures: Sequence[Closure]) -> Closure:
+    """Return the first of `closures` with the key columns and request fields of all of them.
+
+    For versions of one service.  Raises DefinitionError(code="unequal_inputs") where they disagree
+    about the type of one.
+    """
+    first = closures[0]
+    if all(closure.hash == first.hash for closure in closures):
+        return first
+    types: dict[str, DType] = {}
+    for closure in closures:
+        for name, dtype in {**closure.key_columns, **closure.service.request}.items():
+            if types.setdefault(name, dtype) is not dtype:
+                raise DefinitionError(
+                    f"versions of service {first.service.name!r} take {name!r} as {types[name]} "
+                    f"and as {dtype}",
+                    code="unequal_inputs",
+                    hint="Give models of these versions a route each.",
+                )
+    keys = {name for closure in closures for name in closure.key_columns}
+    request = {name: dtype for name, dtype in types.items() if name not in keys}
+    entities = dict.fromkeys(entity for closure in closures for entity in closure.entities)
+    service = replace(first.service, request=request)
+    return replace(first, entities=tuple(entities), service=service)
 
 
 class _Walk:
@@ -70,8 +97,12 @@ class _Walk:
 
     def _visit_transform(self, transform: TransformSpec, path: tuple[str, ...]) -> DType:
         for _, reference in transform.inputs:
-            if not self.visit(reference, (*path, transform.name)).is_numeric:
-                raise self._error(f"transform {transform.name!r} reads text: {reference!r}")
+            dtype = self.visit(reference, (*path, transform.name))
+            if not dtype.is_numeric:
+                raise self._error(
+                    f"transform {transform.name!r} reads {reference!r}, which is {dtype}",
+                    hint="Transforms take numbers, timestamps and bool.",
+                )
         self._transforms[transform.name] = transform
         return transform.output
 

@@ -7,58 +7,16 @@ that decode without copying.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Any
 
 import msgpack
 import numpy as np
 from numpy.typing import NDArray
 
-from mlpd.core.errors import ValidationError
+from mlpd.core.dtypes import DType
+from mlpd.core.lists import unpack_list
 
-
-class DType(StrEnum):
-    """Type of a column; the text is what users write in a schema."""
-
-    BOOL = "bool"
-    INT64 = "int64"
-    FLOAT32 = "float32"
-    FLOAT64 = "float64"
-    STRING = "string"
-    BYTES = "bytes"
-    TIMESTAMP = "timestamp"  # int64 microseconds UTC
-
-    @classmethod
-    def parse(cls, text: object, what: str) -> "DType":
-        """Return the type that `text` names, else raise ValidationError(code="unknown_type")."""
-        if isinstance(text, str) and text in cls.__members__.values():
-            return cls(text)
-        raise ValidationError(
-            f"{what} has the unknown type {text!r}",
-            code="unknown_type",
-            hint=f"Known types: {', '.join(cls)}.",
-        )
-
-    @property
-    def numpy(self) -> np.dtype[Any]:
-        """The dtype of a column's `values`; strings and bytes are object arrays."""
-        return _NUMPY[self]
-
-    @property
-    def is_numeric(self) -> bool:
-        """Whether the values are fixed-width and convert to float64."""
-        return self not in (DType.STRING, DType.BYTES)
-
-
-_NUMPY: dict[DType, np.dtype[Any]] = {
-    DType.BOOL: np.dtype(np.bool_),
-    DType.INT64: np.dtype(np.int64),
-    DType.FLOAT32: np.dtype(np.float32),
-    DType.FLOAT64: np.dtype(np.float64),
-    DType.STRING: np.dtype(object),
-    DType.BYTES: np.dtype(object),
-    DType.TIMESTAMP: np.dtype(np.int64),
-}
+__all__ = ["Column", "Columns", "DType", "concat", "decode_columns", "encode_columns", "height"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +25,7 @@ class Column:
 
     `values`: 1-d, C-contiguous, dtype `dtype.numpy`; where `valid` is False the value is zero or
     empty and means nothing.  `valid`: bool array of the same length, or None when all are valid.
+    The values of lists and vectors are bytes, packed as `core.lists` says.
     """
 
     dtype: DType
@@ -86,8 +45,11 @@ class Column:
         return Column(self.dtype, self.values[index], valid)
 
     def to_list(self) -> list[Any]:
-        """Return Python values, None where null."""
+        """Return Python values, None where null; lists for lists and vectors."""
         values: list[Any] = self.values.tolist()
+        if self.dtype.element is not None:
+            known = zip(values, self.mask().tolist(), strict=True)
+            return [unpack_list(self.dtype, v) if ok else None for v, ok in known]
         if self.valid is None:
             return values
         return [v if ok else None for v, ok in zip(values, self.valid.tolist(), strict=True)]
@@ -127,8 +89,8 @@ def decode_columns(data: bytes | memoryview) -> Columns:
     """Return the columns that `encode_columns` wrote; the numeric arrays are read-only views."""
     n, parts = msgpack.unpackb(data, raw=False, use_list=False)
     return {
-        name: Column(DType(dtype), _decode_values(DType(dtype), n, body), _decode_valid(n, valid))
-        for name, dtype, valid, body in parts
+        name: Column(dtype, _decode_values(dtype, n, body), _decode_valid(n, valid))
+        for name, dtype, valid, body in ((a, DType(b), c, d) for a, b, c, d in parts)
     }
 
 

@@ -111,6 +111,10 @@ class _Checker(ast.NodeVisitor):
         if node.id not in self._schema:
             known = ", ".join(sorted(self._schema))
             raise self._error(f"unknown column {node.id!r}; known columns: {known}")
+        if self._schema[node.id].element is not None:
+            raise self._error(
+                f"column {node.id!r} is {self._schema[node.id]}; only is_null takes such ones"
+            )
         return self._schema[node.id]
 
     def visit_Constant(self, node: ast.Constant) -> DType:
@@ -155,7 +159,8 @@ class _Checker(ast.NodeVisitor):
             raise self._error("the functions are is_null(x) and abs(x)")
         if name == "abs":
             return self._want_number(node.args[0])
-        self.visit(node.args[0])
+        if not (isinstance(node.args[0], ast.Name) and node.args[0].id in self._schema):
+            self.visit(node.args[0])
         return DType.BOOL
 
     def _want_bool(self, node: ast.expr) -> None:

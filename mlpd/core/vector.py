@@ -222,7 +222,9 @@ def _check_dtype(name: str, dtype: DType, *, categorical: bool) -> None:
     if categorical and dtype not in _CATEGORICAL:
         problem, hint = "can't be categorical", "Use a string, int64 or bool feature."
     elif not categorical and not dtype.is_numeric:
-        problem, hint = "is no number", "Name it under `categorical`, or leave it out."
+        problem, hint = "is no number", "Leave it out."
+        if dtype is DType.STRING:
+            hint = "Name it under `categorical`, or leave it out."
     else:
         return
     raise ValidationError(f"feature {name!r} ({dtype}) {problem}", code="not_a_number", hint=hint)

@@ -123,7 +123,10 @@ def test_its_hash_stays_when_the_meaning_does(document: dict[str, Any]) -> None:
         (changed("services", "s", "features", to=[""]), "''"),
         (changed("transforms", "inner", "inputs", to=[["a", "outer"]]), "outer -> inner -> outer"),
         (changed("transforms", "inner", "inputs", to=[["a", "inner"]]), "inner -> inner"),
-        (changed("transforms", "inner", "inputs", to=[["a", "user"]]), "reads text: 'user'"),
+        (
+            changed("transforms", "inner", "inputs", to=[["a", "user"]]),
+            "'user', which is string",
+        ),
     ],
 )
 def test_what_cannot_be_resolved_is_named(document: dict[str, Any], named: str) -> None:

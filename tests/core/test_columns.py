@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from mlpd.core.columns import Column, Columns, DType, concat, decode_columns, encode_columns, height
 from mlpd.core.convert import column_of
+from mlpd.core.dtypes import list_of
 from mlpd.core.errors import ValidationError
 
 VALUES: dict[DType, st.SearchStrategy[Any]] = {
@@ -22,12 +23,18 @@ VALUES: dict[DType, st.SearchStrategy[Any]] = {
     DType.BYTES: st.binary(),
     DType.TIMESTAMP: st.integers(-(10**15), 10**15),
 }
+VALUES |= {list_of(dtype): st.lists(values, max_size=5) for dtype, values in VALUES.items()}
+VALUES |= {
+    DType(f"vector[{element}, {n}]"): st.lists(VALUES[element], min_size=n, max_size=n)
+    for element in (DType.FLOAT32, DType.FLOAT64)
+    for n in (1, 3)
+}
 
 
 @st.composite
 def tables(draw: st.DrawFn) -> Columns:
     n = draw(st.integers(0, 20))
-    dtypes = draw(st.lists(st.sampled_from(list(DType)), max_size=8))
+    dtypes = draw(st.lists(st.sampled_from(list(VALUES)), max_size=8))
     found = {}
     for i, dtype in enumerate(dtypes):
         values = st.one_of(st.none(), VALUES[dtype]) if draw(st.booleans()) else VALUES[dtype]

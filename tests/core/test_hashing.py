@@ -7,7 +7,16 @@ import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlpd.core.hashing import SLOTS, canonical_json, definition_hash, sha256_digest, slot_of
+from mlpd.core.columns import DType
+from mlpd.core.convert import column_of
+from mlpd.core.hashing import (
+    SLOTS,
+    canonical_json,
+    definition_hash,
+    hash_values,
+    sha256_digest,
+    slot_of,
+)
 
 
 @given(st.binary(max_size=40).filter(lambda key: b"{" not in key))
@@ -37,6 +46,29 @@ def test_known_values() -> None:
     )
     text = "86c12bea16c4aa4b99657d37d135d0de"
     assert definition_hash({"b": 1, "a": [None, "ü"]}) == text
+
+
+def hashed(dtype: DType, values: list[object]) -> list[int]:
+    return hash_values(column_of(dtype, values).values).view("uint64").tolist()
+
+
+def test_hashes_of_values_are_xxh64_of_texts_and_splitmix64_of_numbers() -> None:
+    texts = ["", "a", "ü"]
+    expected = [xxhash.xxh64_intdigest(text.encode()) for text in texts]
+    assert hashed(DType.STRING, [*texts]) == expected
+    assert hashed(DType.BYTES, [b"", b"a", "ü".encode()]) == expected
+    # The first two numbers of splitmix64 seeded with 0, and the first one seeded with 1.
+    step = 0x9E3779B97F4A7C15
+    first, second, other = 0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x910A2DEC89025CC1
+    assert hashed(DType.INT64, [0, step - 2**64, 1]) == [first, second, other]
+    assert hashed(DType.TIMESTAMP, [0, 1]) == [first, other]
+    assert hashed(DType.BOOL, [False, True]) == [first, other]
+
+
+def test_hashes_of_reals_are_those_of_their_bits() -> None:
+    assert hashed(DType.FLOAT64, [0.0, -0.0]) == hashed(DType.INT64, [0, 0])
+    assert hashed(DType.FLOAT64, [1.5]) == hashed(DType.INT64, [0x3FF8000000000000])
+    assert hashed(DType.FLOAT32, [1.5]) == hashed(DType.FLOAT64, [1.5])
 
 
 def test_canonical_json_is_one_text_per_value() -> None:

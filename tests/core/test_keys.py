@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from mlpd.core.columns import DType
 from mlpd.core.errors import ValidationError
 from mlpd.core.hashing import SLOTS, slot_of
-from mlpd.core.keys import MAX_ENTITY_BYTES, encode_entity, online_keys
+from mlpd.core.keys import MAX_ENTITY_BYTES, encode_entity, encode_texts, online_keys
 
 PARTS: dict[DType, st.SearchStrategy[Any]] = {
     DType.STRING: st.text(st.characters(exclude_categories=["Cs"]), max_size=12),
@@ -75,6 +75,11 @@ def test_a_part_of_another_type_is_refused(dtype: DType, wrong: Any) -> None:
         encode_entity([dtype], (wrong,), "carrier")
     assert refused.value.code == "wrong_entity_key"
     assert "'carrier'" in refused.value.message
+
+
+@given(st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=600), max_size=5))
+def test_texts_together_are_encoded_as_each_alone(texts: list[str]) -> None:
+    assert encode_texts(texts) == [encode([DType.STRING], (text,)) for text in texts]
 
 
 def test_long_keys_are_hashed_and_stay_apart() -> None:
