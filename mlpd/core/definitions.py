@@ -38,14 +38,21 @@ class Entity:
 class Source:
     """A stream of events: `timestamp` names the event-time column, `schema` the others.
 
+    Types: `bool`, `int64`, `float32`, `float64`, `string`, `bytes`, `timestamp`, lists of one of
+    these such as `list[string]`, and vectors such as `vector[float32, 128]`.
     `delay`: how long after its event time an imported row counts as known when the import brings
-    no known_at.
+    no known_at.  `event_id`: the column (string, int64 or bytes) that tells events apart: a second
+    one with the same id is left out, if it arrives within `event_id_retention` (7d) of the first.
+    `retention`: how long its history is kept, at least the longest window; None is for ever.
     """
 
     name: str
     timestamp: str
     schema: Mapping[str, str]
     delay: str | None = None
+    event_id: str | None = None
+    event_id_retention: str | None = None
+    retention: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the document form."""
@@ -53,6 +60,9 @@ class Source:
             timestamp=self.timestamp,
             schema=dict(self.schema),
             delay=self.delay,
+            event_id=self.event_id,
+            event_id_retention=self.event_id_retention,
+            retention=self.retention,
         )
 
 
@@ -61,13 +71,17 @@ class Aggregate:
     """One aggregate of a window view; use the constructors `count`, `mean`, `max` ...
 
     `input` is a column or an expression such as `dep_delay > 15` (a bool counts as 0 or 1, so its
-    mean is a share); `filter` keeps the events for which it is true.
+    mean is a share); `filter` keeps the events for which it is true.  `half_life` is for
+    `ewma`, `n` for `last_n`, `k` for `topk`.
     """
 
     function: str
     input: str | None = None
     name: str | None = None
     filter: str | None = None
+    half_life: str | None = None
+    n: int | None = None
+    k: int | None = None
 
     @staticmethod
     def count(
@@ -119,6 +133,59 @@ class Aggregate:
         """Value of the latest event; null over an empty window."""
         return Aggregate("last", input, name, filter)
 
+    @staticmethod
+    def ewma(
+        input: str,  # noqa: A002 - the document's word
+        *,
+        half_life: str,
+        name: str | None = None,
+        filter: str | None = None,  # noqa: A002 - the document's word
+    ) -> "Aggregate":
+        """Mean in which a value weighs 2^(-age / half_life); null over an empty window."""
+        return Aggregate("ewma", input, name, filter, half_life)
+
+    @staticmethod
+    def approx_distinct(
+        input: str,  # noqa: A002 - the document's word
+        *,
+        name: str | None = None,
+        filter: str | None = None,  # noqa: A002 - the document's word
+    ) -> "Aggregate":
+        """Number of distinct values, of any type: exact up to 32, beyond that within some 6 %.
+
+        0 over an empty window.
+        """
+        return Aggregate("approx_distinct", input, name, filter)
+
+    @staticmethod
+    def last_n(
+        input: str,  # noqa: A002 - the document's word
+        *,
+        n: int,
+        name: str | None = None,
+        filter: str | None = None,  # noqa: A002 - the document's word
+    ) -> "Aggregate":
+        """List of the values of the n latest events, the latest last; null over an empty window.
+
+        n is at most 16.
+        """
+        return Aggregate("last_n", input, name, filter, n=n)
+
+    @staticmethod
+    def topk(
+        input: str,  # noqa: A002 - the document's word
+        *,
+        k: int,
+        name: str | None = None,
+        filter: str | None = None,  # noqa: A002 - the document's word
+    ) -> "Aggregate":
+        """List of the k most frequent values, of equally frequent ones the smaller first.
+
+        Exact up to 32 distinct values in the window; of more, those that make up over 1/33 of all
+        are found, by estimated counts.  Null over an empty window.  k is at most 16.
+        """
+        return Aggregate("topk", input, name, filter, k=k)
+
     def to_dict(self) -> dict[str, Any]:
         """Return the document form."""
         return _present(
@@ -126,6 +193,9 @@ class Aggregate:
             function=self.function,
             input=self.input,
             filter=self.filter,
+            half_life=self.half_life,
+            n=self.n,
+            k=self.k,
         )
 
     def _default_name(self) -> str:
@@ -286,13 +356,18 @@ class FeatureService:
 
 @dataclass(frozen=True)
 class Spine:
-    """The rows of a training set: the events of `source` at its timestamp column `time`."""
+    """The rows of a training set: the events of `source` at its timestamp column `time`.
+
+    `closed`: "left" hides events of a row's own time from latest-value views, where the spine's own
+    events are among what they show.
+    """
 
     source: Source
     time: str
     filter: str | None = None
     start: str | None = None
     end: str | None = None
+    closed: Literal["right", "left"] = "right"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the document form."""
@@ -302,6 +377,7 @@ class Spine:
             filter=self.filter,
             start=self.start,
             end=self.end,
+            closed=None if self.closed == "right" else self.closed,
         )
 
 
@@ -310,8 +386,23 @@ class Job:
     """A training job: spine and label, service, trainer, schedule, gate and deploy step.
 
     `label`: an expression over the spine's source.  `categorical`: names of vector elements that
-    LightGBM treats as categories (text features must be among them).  `gate`: least metrics, such
-    as {"auc": 0.7}.  `deploy`: `none`, or `champion` to move the alias when the gate passes.
+    are categories (text features must be among them).  `gate`: least metrics, such
+    as {"auc": 0.7, "auc_over_champion": -0.002} (gained over the champion on the same rows), and
+    most latency, drift and difference of a shadow (docs/paths/train.md, "Gate").
+    `deploy`: what a version that passes becomes: `none`, `shadow` (alias `challenger`), `canary 5%`
+    (that, with a share of the champion's routes) or `champion`.
+    `objective`: labels are 0 or 1 for `binary`, class numbers from 0 for `multiclass`, grades from
+    0 to 30 for `ranking`, which needs a `group`: the column of the spine's source whose equal
+    values are ranked against each other.  `gap`: how long before the validation and the test rows
+    nothing is trained on.  `cross_validation`: such as {"folds": 5, "window": "rolling"}.
+    `calibration`: "isotonic" or "sigmoid" (Platt) fits the chances of a `binary` job to its
+    validation rows.  `search`: tries parameters before the model is trained (pip install
+    "mlpd[search]"), such as {"trials": 30, "timeout": "20m", "space": {"num_leaves": {"low": 8,
+    "high": 256, "log": True}, "boosting": {"choices": ["gbdt", "dart"]}}}.
+    `schedule`: a cron expression in `timezone`, "every 6h", "every 10000 rows of departures",
+    "every 1d of departures" (of its event time), or "after JOB"; of runs missed, `catch_up` starts
+    the "latest", none ("skip"), or the last N ("all:N").
+    `trainer`: `lightgbm`, `sklearn`, `command` or a plugin's name; `params` are the trainer's own.
     """
 
     name: str
@@ -319,16 +410,23 @@ class Job:
     spine: Spine
     label: str
     model: str | None = None
-    objective: Literal["binary", "regression"] = "binary"
+    objective: Literal["binary", "regression", "multiclass", "ranking"] = "binary"
+    group: str | None = None
     categorical: Sequence[str] = ()
     params: Mapping[str, Any] = field(default_factory=dict)
     num_boost_round: int = 500
     early_stopping_rounds: int = 30
     valid_share: float = 0.15
     test_share: float = 0.15
+    gap: str | None = None
+    cross_validation: Mapping[str, Any] | None = None
+    search: Mapping[str, Any] | None = None
+    calibration: Literal["isotonic", "sigmoid"] | None = None
     schedule: str | None = None
+    timezone: str = "UTC"
+    catch_up: str = "latest"
     gate: Mapping[str, float] = field(default_factory=dict)
-    deploy: Literal["none", "champion"] = "none"
+    deploy: str = "none"
     mode: Literal["as_known", "as_corrected"] = "as_known"
     trainer: str = "lightgbm"
 
@@ -340,13 +438,20 @@ class Job:
             label=self.label,
             model=self.model,
             objective=self.objective,
+            group=self.group,
             categorical=list(self.categorical),
             params=dict(self.params),
             num_boost_round=self.num_boost_round,
             early_stopping_rounds=self.early_stopping_rounds,
             valid_share=self.valid_share,
             test_share=self.test_share,
+            gap=self.gap,
+            cross_validation=None if self.cross_validation is None else dict(self.cross_validation),
+            search=None if self.search is None else dict(self.search),
+            calibration=self.calibration,
             schedule=self.schedule,
+            timezone=self.timezone,
+            catch_up=self.catch_up,
             gate=dict(self.gate),
             deploy=self.deploy,
             mode=self.mode,

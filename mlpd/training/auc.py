@@ -33,6 +33,21 @@ class Estimate:
         low, high = max(value - half, bounds[0]), min(value + half, bounds[1])
         return cls(value, standard_error, low, high)
 
+    @classmethod
+    def of_share(cls, hits: int, rows: int, *, confidence: float) -> "Estimate | None":
+        """Return hits / rows with Wilson's interval (1927), which holds near 0 and 1, too.
+
+        None without rows.
+        """
+        if not rows:
+            return None
+        z = NormalDist().inv_cdf((1 + confidence) / 2)
+        p, shrink = hits / rows, 1 + z * z / rows
+        centre = (p + z * z / (2 * rows)) / shrink
+        half = z / shrink * math.sqrt(p * (1 - p) / rows + z * z / (4 * rows * rows))
+        low, high = max(0.0, centre - half), min(1.0, centre + half)
+        return cls(p, math.sqrt(p * (1 - p) / rows), low, high)
+
     def to_dict(self) -> dict[str, float]:
         """Return the JSON form."""
         return {
@@ -81,6 +96,37 @@ def auc_estimate(labels: Floats, scores: Floats, *, confidence: float = 0.95) ->
     of_ones, of_zeros = _placements(labels, scores)
     error = math.sqrt(_variance(of_ones) + _variance(of_zeros))
     return Estimate.build(float(of_ones.mean()), error, confidence=confidence, bounds=(0.0, 1.0))
+
+
+def auc_mean(labels: Floats, scores: Floats, *, confidence: float = 0.95) -> Estimate | None:
+    """Return the mean of each class's AUC against all others, with one interval for the mean.
+
+    `labels` class numbers [n], `scores` [n, K].  Classes without a row, or with all of them, are
+    left out; None if no class is left.  The standard error is that of the mean over rows of each
+    row's influence (LeDell, Petersen, van der Laan 2015), which counts what the classes share; for
+    one class against one other it is DeLong's but for terms of 1/n.
+
+    >>> auc_mean(np.array([0.0, 1.0, 2.0]), np.eye(3)).value
+    1.0
+    """
+    sides = [(labels == k, scores[:, k]) for k in range(scores.shape[1])]
+    parts = [_influence(mine, score) for mine, score in sides if mine.any() and not mine.all()]
+    if not parts:
+        return None
+    value = float(np.mean([area for area, _ in parts]))
+    influence = np.mean([rows for _, rows in parts], axis=0)
+    error = float(influence.std(ddof=1)) / math.sqrt(len(labels))
+    return Estimate.build(value, error, confidence=confidence, bounds=(0.0, 1.0))
+
+
+def _influence(positive: NDArray[np.bool_], scores: Floats) -> tuple[float, Floats]:
+    """Return an AUC and each row's influence on it, of mean 0: float64 [n]."""
+    of_ones, of_zeros = _placements(positive.astype(np.float64), scores)
+    area, n = float(of_ones.mean()), len(scores)
+    influence = np.empty(n)
+    influence[positive] = (of_ones - area) * (n / len(of_ones))
+    influence[~positive] = (of_zeros - area) * (n / len(of_zeros))
+    return area, influence
 
 
 def auc_difference(

@@ -8,12 +8,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlpd.core.errors import ValidationError
+from mlpd.core.specs import CLASSES_MAX, Objective
 from mlpd.training.auc import Floats, auc, midranks
+from mlpd.training.ranking import GRADES_MAX
 from mlpd.training.trainer import Dataset
 
 _BINS = 64
 LEAK_SAMPLE_ROWS = 100_000
 """Rows looked at for leakage, evenly spaced; a sort of each feature is what the checks cost."""
+LEAK_CLASSES_MAX = 5
+"""Classes that a feature is tried on alone, the most frequent ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +26,7 @@ class CheckLimits:
 
     rows_min: int = 200
     rows_per_class_min: int = 20
+    groups_min: int = 20
     leak_auc: float = 0.99
     leak_rank_correlation: float = 0.9999
     null_share_warn: float = 0.5
@@ -47,18 +52,20 @@ def check_data(
     train: Dataset,
     valid: Dataset,
     *,
-    objective: Literal["binary", "regression"],
+    objective: Objective,
     categorical: tuple[int, ...] = (),
     limits: CheckLimits = CheckLimits(),
 ) -> list[Finding]:
     """Return all that the checks find, errors first; about 1 s for 100,000 rows x 20 features.
 
-    Errors: `too_few_rows`, `label_not_finite`, `label_not_binary`, `too_few_of_class`,
+    Errors: `too_few_rows`, `label_not_finite`, `label_not_binary`, `label_not_class`,
+    `too_many_classes`, `too_few_of_class`, `label_not_grade`, `too_few_groups`, `nothing_to_order`,
     `label_constant`, `always_null`, `label_leak`.  Warnings: `constant`, `often_null`,
     `null_share_shift`, `valid_one_class`.
 
-    A leak is a feature that alone tells the label: `best_single_auc` above `leak_auc`, or for a
-    regression `rank_correlation` with the label above `leak_rank_correlation`.
+    A leak is a feature that alone tells the label: `best_single_auc` above `leak_auc` (of a class
+    against the others, of a grade above 0), or for a regression `rank_correlation` with the label
+    above `leak_rank_correlation`.
     """
     findings = list(_check_labels(train, valid, objective, limits))
     if not any(finding.level == "error" for finding in findings):
@@ -100,20 +107,45 @@ def _check_labels(
         text = f"{wrong} labels are null, NaN or infinite; filter those rows out of the spine"
         yield _error("label_not_finite", None, wrong, text)
     elif objective == "binary":
+        yield from _check_binary(train, valid, limits)
+    elif objective == "multiclass":
         yield from _check_classes(train, valid, limits)
+    elif objective == "ranking":
+        yield from _check_grades(train, valid, limits)
     elif _is_constant(train.labels):
         value = train.labels[0]
         yield _error("label_constant", None, value, f"every training label is {value:g}")
 
 
-def _check_classes(train: Dataset, valid: Dataset, limits: CheckLimits) -> Iterator[Finding]:
+def _check_binary(train: Dataset, valid: Dataset, limits: CheckLimits) -> Iterator[Finding]:
     wrong = sum(int((~np.isin(part.labels, (0, 1))).sum()) for part in (train, valid))
     if wrong:
         text = f"{wrong} labels are neither 0 nor 1, as a binary objective needs"
         yield _error("label_not_binary", None, wrong, text)
         return
-    ones = int(train.labels.sum())
-    for label, count in ((0, len(train) - ones), (1, ones)):
+    yield from _check_counts(train, valid, 2, limits)
+
+
+def _check_classes(train: Dataset, valid: Dataset, limits: CheckLimits) -> Iterator[Finding]:
+    labels = np.concatenate([train.labels, valid.labels])
+    wrong = int(((labels != np.floor(labels)) | (labels < 0)).sum())
+    if wrong:
+        text = f"{wrong} labels are no class numbers 0, 1, 2 ..., as a multiclass objective needs"
+        yield _error("label_not_class", None, wrong, text)
+        return
+    classes = int(labels.max()) + 1
+    if classes > CLASSES_MAX:
+        text = f"the labels reach {classes - 1}; classes are numbered from 0 to {CLASSES_MAX - 1}"
+        yield _error("too_many_classes", None, classes, text)
+        return
+    yield from _check_counts(train, valid, classes, limits)
+
+
+def _check_counts(
+    train: Dataset, valid: Dataset, classes: int, limits: CheckLimits
+) -> Iterator[Finding]:
+    counts = np.bincount(train.labels.astype(np.intp), minlength=classes)
+    for label, count in enumerate(counts.tolist()):
         if count < limits.rows_per_class_min:
             least = limits.rows_per_class_min
             text = f"{count} training rows have label {label}, expected at least {least}"
@@ -121,6 +153,28 @@ def _check_classes(train: Dataset, valid: Dataset, limits: CheckLimits) -> Itera
     if len(valid) and _is_constant(valid.labels):
         text = f"every validation label is {valid.labels[0]:g}, so early stopping is blind"
         yield _warning("valid_one_class", None, valid.labels[0], text)
+
+
+def _check_grades(train: Dataset, valid: Dataset, limits: CheckLimits) -> Iterator[Finding]:
+    wrong = sum(int((~np.isin(p.labels, range(GRADES_MAX))).sum()) for p in (train, valid))
+    if wrong:
+        text = f"{wrong} labels are no grades 0, 1, 2 ... {GRADES_MAX - 1}, as a ranking needs"
+        yield _error("label_not_grade", None, wrong, text)
+        return
+    if train.groups is not None and len(train.groups) < limits.groups_min:
+        text = f"{len(train.groups)} groups to train on, expected at least {limits.groups_min}"
+        yield _error("too_few_groups", None, len(train.groups), text)
+        return
+    for part, name in ((train, "training"), (valid, "validation")):
+        if len(part) and part.groups is not None and not _has_order(part.labels, part.groups):
+            text = f"no group of {name} rows has two different grades, so there is nothing to order"
+            yield _error("nothing_to_order", None, len(part.groups), text)
+
+
+def _has_order(labels: Floats, sizes: NDArray[np.int64]) -> bool:
+    starts = np.cumsum(sizes) - sizes
+    spread = np.maximum.reduceat(labels, starts) - np.minimum.reduceat(labels, starts)
+    return bool((spread > 0).any())
 
 
 def _check_features(train: Dataset, valid: Dataset, limits: CheckLimits) -> Iterator[Finding]:
@@ -144,21 +198,31 @@ def _check_features(train: Dataset, valid: Dataset, limits: CheckLimits) -> Iter
 
 
 def _check_leaks(
-    train: Dataset, objective: str, categorical: tuple[int, ...], limits: CheckLimits
+    train: Dataset, objective: Objective, categorical: tuple[int, ...], limits: CheckLimits
 ) -> Iterator[Finding]:
     step = -(-len(train) // LEAK_SAMPLE_ROWS)
     labels = train.labels[::step]
+    sides = _sides(labels, objective)
     for index, name in enumerate(train.feature_names):
-        column = train.vectors[::step, index]
-        if objective == "binary":
-            value = best_single_auc(labels, column, is_categorical=index in categorical)
-            limit, measure = limits.leak_auc, "AUC"
-        else:
-            value = rank_correlation(labels, column) if index not in categorical else 0.0
+        column, is_categorical = train.vectors[::step, index], index in categorical
+        if objective == "regression":
+            value = 0.0 if is_categorical else rank_correlation(labels, column)
             limit, measure = limits.leak_rank_correlation, "rank correlation"
+        else:
+            tries = [best_single_auc(s, column, is_categorical=is_categorical) for s in sides]
+            value, limit, measure = max(tries), limits.leak_auc, "AUC"
         if value > limit:
             text = f"feature {name!r} alone tells the label ({measure} {value:.4f}): was it known "
             yield _error("label_leak", name, value, text + "at the moment of prediction?")
+
+
+def _sides(labels: Floats, objective: Objective) -> list[Floats]:
+    """Return the labels as questions of yes (1) and no (0) that a feature may answer alone."""
+    if objective == "multiclass":
+        counts = np.bincount(labels.astype(np.intp))
+        frequent = np.argsort(-counts, kind="stable")[:LEAK_CLASSES_MAX]
+        return [(labels == k).astype(np.float64) for k in frequent]
+    return [(labels > 0).astype(np.float64)]
 
 
 def best_single_auc(labels: Floats, column: Floats, *, is_categorical: bool) -> float:

@@ -1,7 +1,7 @@
 """How good a model is on held-out rows: metrics with bounds, calibration, the same by slice."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -80,9 +80,9 @@ def evaluate_binary(
     each column to split by.  Log loss takes natural logarithms of probabilities kept 1e-15
     away from 0 and 1.  Raises ValidationError (`wrong_scores`).
     """
-    _check(labels, scores)
+    check_pairs(labels, scores)
     if not (np.isin(labels, (0, 1)).all() and ((scores >= 0) & (scores <= 1)).all()):
-        raise _wrong_scores("labels must be 0 or 1 and scores lie in [0, 1]")
+        raise wrong_scores("labels must be 0 or 1 and scores lie in [0, 1]")
 
     def judge(pick: Any) -> dict[str, Estimate | None]:
         return _binary_metrics(labels[pick], scores[pick], confidence)
@@ -91,7 +91,7 @@ def evaluate_binary(
         rows=len(labels),
         metrics=judge(slice(None)),
         calibration=calibration_table(labels, scores),
-        slices=_by_slice(slices or {}, judge, len(labels)),
+        slices=by_slice(slices or {}, judge, len(labels)),
     )
 
 
@@ -102,12 +102,12 @@ def evaluate_regression(
     slices: Mapping[str, NDArray[Any]] | None = None,
     confidence: float = 0.95,
 ) -> Evaluation:
-    """Judge predictions of a number: rmse, mae, bias (mean of score - label); by slice.
+    """Judge predictions of a number: rmse, mae, bias (score - label); calibration; by slice.
 
     The bound of rmse is that of the mean square by the delta method.
     Raises ValidationError (`wrong_scores`).
     """
-    _check(labels, scores)
+    check_pairs(labels, scores)
 
     def judge(pick: Any) -> dict[str, Estimate | None]:
         return _regression_metrics(labels[pick], scores[pick], confidence)
@@ -115,7 +115,8 @@ def evaluate_regression(
     return Evaluation(
         rows=len(labels),
         metrics=judge(slice(None)),
-        slices=_by_slice(slices or {}, judge, len(labels)),
+        calibration=calibration_table(labels, scores),
+        slices=by_slice(slices or {}, judge, len(labels)),
     )
 
 
@@ -139,6 +140,16 @@ def calibration_table(
     return tuple(_bin(part, came) for part, came in parts if len(part))
 
 
+def calibration_error(bins: Sequence[CalibrationBin]) -> float:
+    """Return the expected calibration error (ECE): the bins' mean gap, weighted by their rows.
+
+    Naeini, Cooper and Hauskrecht (2015), here with the bins of equal counts of
+    `calibration_table`.
+    """
+    rows = sum(found.rows for found in bins)
+    return sum(found.rows * abs(found.mean_score - found.observed) for found in bins) / rows
+
+
 def _bin(scores: Floats, outcome: Floats) -> CalibrationBin:
     return CalibrationBin(
         low=float(scores[0]),
@@ -153,7 +164,7 @@ def _binary_metrics(
     labels: Floats, scores: Floats, confidence: float
 ) -> dict[str, Estimate | None]:
     def mean(values: Floats, most: float = 1.0) -> Estimate | None:
-        return _mean(values, confidence, (0.0, most))
+        return mean_estimate(values, confidence, (0.0, most))
 
     return {
         "auc": auc_estimate(labels, scores, confidence=confidence),
@@ -169,13 +180,16 @@ def _regression_metrics(
 ) -> dict[str, Estimate | None]:
     errors = scores - labels
     return {
-        "rmse": _root(_mean(errors**2, confidence, (0.0, math.inf)), confidence),
-        "mae": _mean(np.abs(errors), confidence, (0.0, math.inf)),
-        "bias": _mean(errors, confidence, (-math.inf, math.inf)),
+        "rmse": _root(mean_estimate(errors**2, confidence, (0.0, math.inf)), confidence),
+        "mae": mean_estimate(np.abs(errors), confidence, (0.0, math.inf)),
+        "bias": mean_estimate(errors, confidence, (-math.inf, math.inf)),
     }
 
 
-def _mean(values: Floats, confidence: float, bounds: tuple[float, float]) -> Estimate | None:
+def mean_estimate(
+    values: Floats, confidence: float, bounds: tuple[float, float] = (0.0, math.inf)
+) -> Estimate | None:
+    """Return a mean with its normal interval, cut to `bounds`; None below two values."""
     if len(values) <= 1:
         return None
     error = float(values.std(ddof=1)) / math.sqrt(len(values))
@@ -190,15 +204,16 @@ def _root(square: Estimate | None, confidence: float) -> Estimate | None:
     return Estimate.build(root, error, confidence=confidence, bounds=(0.0, math.inf))
 
 
-def _by_slice(
+def by_slice(
     slices: Mapping[str, NDArray[Any]],
     judge: Callable[[Any], dict[str, Estimate | None]],
     rows: int,
 ) -> dict[str, dict[str, Evaluation]]:
+    """Return the evaluation of each value of each column; `judge` takes row numbers."""
     found: dict[str, dict[str, Evaluation]] = {}
     for column, values in slices.items():
         if len(values) != rows:
-            raise _wrong_scores(f"slice column {column!r} has {len(values)} rows, expected {rows}")
+            raise wrong_scores(f"slice column {column!r} has {len(values)} rows, expected {rows}")
         found[column] = {name: Evaluation(len(pick), judge(pick)) for name, pick in _groups(values)}
     return found
 
@@ -220,14 +235,16 @@ def _slice_name(value: Any) -> str:
     return NULL if missing else str(value)
 
 
-def _check(labels: Floats, scores: Floats) -> None:
+def check_pairs(labels: Floats, scores: Floats) -> None:
+    """Raise ValidationError (`wrong_scores`) unless there is a finite score for each label."""
     if len(labels) != len(scores) or not len(labels):
-        raise _wrong_scores(f"{len(labels)} labels and {len(scores)} scores make no pairs")
+        raise wrong_scores(f"{len(labels)} labels and {len(scores)} scores make no pairs")
     if not (np.isfinite(labels).all() and np.isfinite(scores).all()):
-        raise _wrong_scores("a label or score is NaN or infinite")
+        raise wrong_scores("a label or score is NaN or infinite")
 
 
-def _wrong_scores(problem: str) -> ValidationError:
+def wrong_scores(problem: str) -> ValidationError:
+    """Return the error for labels and scores that can't be judged together."""
     return ValidationError(
         f"these scores can't be judged: {problem}",
         code="wrong_scores",

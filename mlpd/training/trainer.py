@@ -30,12 +30,14 @@ class Dataset:
     """Rows to learn from or to judge by: `vectors` float64 [n, F], `labels` float64 [n].
 
     `vectors` in either order; LightGBM bins both without a copy (1 M x 20 in 2.5 s on one thread,
-    73 MB beside the 160 MB of the vectors).  Labels are float32 inside LightGBM.
+    73 MB beside the 160 MB of the vectors).  Labels are float32 inside LightGBM.  `groups`: for
+    rankings, how many of the rows belong to each group, one after the other.
     """
 
     vectors: NDArray[np.float64]
     labels: NDArray[np.float64]
     feature_names: tuple[str, ...]
+    groups: NDArray[np.int64] | None = None
 
     def __post_init__(self) -> None:
         expected = (len(self.labels), len(self.feature_names))
@@ -55,7 +57,8 @@ class Dataset:
 class Progress:
     """State after one round: `metrics` are those of the validation rows, empty without such rows.
 
-    `round` counts from 1; `best_round` is the best so far.
+    `round` counts from 1; `best_round` is the best so far.  `merit`: the best of the first metric
+    so far, negated where smaller is better; -inf without validation rows.
     """
 
     round: int
@@ -63,6 +66,7 @@ class Progress:
     best_round: int
     metrics: Mapping[str, float]
     elapsed_s: float
+    merit: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +75,7 @@ class TrainedModel:
 
     `history`: every validation metric after each round run.  `params`: what LightGBM was told, with
     the number of rounds and threads; with the same data it gives the same trees, except under GOSS
-    or quantized gradients.  `stopped`: `should_stop` ended it early.
+    or quantized gradients.  `stopped`: `should_stop` ended it early.  `merit`: as in Progress.
     """
 
     model_text: str
@@ -80,6 +84,7 @@ class TrainedModel:
     params: Mapping[str, Any]
     lightgbm_version: str
     stopped: bool
+    merit: float
 
 
 def train(
@@ -133,6 +138,7 @@ def train(
         | {"num_iterations": num_boost_round, "early_stopping_round": early_stopping_rounds},
         lightgbm_version=lightgbm.__version__,
         stopped=stopped,
+        merit=watch.best,
     )
 
 
@@ -161,13 +167,16 @@ def _build_booster(
     data = lightgbm.Dataset(
         train.vectors,
         train.labels,
+        group=train.groups,
         feature_name=list(train.feature_names),
         categorical_feature=categorical,
         params=dict(settings),
     )
     booster = lightgbm.Booster(params=dict(settings), train_set=data)
     if len(valid):
-        judged = data.create_valid(valid.vectors, valid.labels, params=dict(settings))
+        judged = data.create_valid(
+            valid.vectors, valid.labels, group=valid.groups, params=dict(settings)
+        )
         booster.add_valid(judged, "valid")
     return booster
 
@@ -222,5 +231,6 @@ class _Watch:
                 best_round=self.best_round or self.round,
                 metrics={metric: values[-1] for metric, values in self.history.items()},
                 elapsed_s=time.monotonic() - self.started_s,
+                merit=self.best,
             )
         )

@@ -25,6 +25,7 @@ from mlpd.core.columns import DType
 from mlpd.core.definitions import build_document
 from mlpd.core.document import parse_document
 from mlpd.core.errors import DefinitionError
+from mlpd.core.specs import CrossValidationSpec, SearchRange
 from mlpd.core.time import DAY_US, HOUR_US, MINUTE_US
 
 user = Entity("user")
@@ -98,6 +99,7 @@ def test_what_users_write_is_what_the_engines_read() -> None:
     window = found.view("load")
     assert window.windows_us == (HOUR_US, DAY_US, 14 * DAY_US)
     assert window.hops_us == (5 * MINUTE_US, HOUR_US, DAY_US)
+    assert window.hash == "be6ac4bc65b176b02cea7422c210dcd7"  # another hash builds the view anew
     defaults = {"x_mean_1h": -1.0, "item_max_1d": 3}
     told = replace(load, defaults=defaults)
     document["views"]["load"] = told.to_dict()
@@ -113,15 +115,140 @@ def test_what_users_write_is_what_the_engines_read() -> None:
     assert found.views_of("clicks") == [view, window]
 
 
+def test_weighted_and_distinct_aggregates_are_declared_as_the_others() -> None:
+    more = [
+        Aggregate.ewma("x", half_life="6h"),
+        Aggregate.ewma("item", half_life="90m", name="items", filter="flag"),
+        *(Aggregate.approx_distinct(column) for column in clicks.schema),
+        Aggregate.last_n("seen", n=16),
+        Aggregate.topk("x", k=3, name="often", filter="flag"),
+    ]
+    told = replace(load, aggregates=more)
+    document = build_document([user, pair, clicks, told])
+    view = parse_document(document).view("load")
+    names = ("x_ewma", "items", "raw_approx_distinct", "seen_last_n", "often")
+    types = [str(view.features[f"{name}_1h"]) for name in names]
+    assert types == ["float64", "float64", "int64", "list[int64]", "list[float64]"]
+    parameters = [aggregate.parameter for aggregate in view.aggregates]
+    assert parameters == [6 * HOUR_US, 90 * MINUTE_US, *[None] * len(clicks.schema), 16, 3]
+    slower = replace(told, aggregates=[Aggregate.ewma("x", half_life="7h"), *more[1:]])
+    document = build_document([user, pair, clicks, slower])
+    assert parse_document(document).view("load").hash != view.hash
+
+
 def test_a_job_needs_its_keys_and_request_fields_in_the_spine() -> None:
     amounts = Source("clicks", "at", {**clicks.schema, "amount": "float64"}, delay="1h")
     fields = {"spine": Spine(amounts, time="seen"), "categorical": ["user"]}
     job = Job("nightly", service, label="flag", **fields)  # type: ignore[arg-type]
     document = build_document([user, pair, amounts, last, load, doubled, service, job])
-    assert parse_document(document).job("nightly").model == "nightly"
+    found = parse_document(document).job("nightly")
+    assert (found.model, found.spine_closed) == ("nightly", "right")
+    assert "closed" not in document["jobs"]["nightly"]["spine"]
+    document["jobs"]["nightly"]["spine"]["closed"] = "left"
+    assert parse_document(document).job("nightly").spine_closed == "left"
+    document["jobs"]["nightly"]["spine"]["closed"] = "open"
+    with pytest.raises(DefinitionError, match="closed"):
+        parse_document(document)
     missing = build_document([user, pair, clicks, last, load, doubled, service, train])
     with pytest.raises(DefinitionError, match="no float64 column 'amount'"):
         parse_document(missing)
+
+
+def with_job(**changes: Any) -> dict[str, Any]:
+    amounts = Source("clicks", "at", {**clicks.schema, "amount": "float64"}, delay="1h")
+    job = Job("nightly", service, Spine(amounts, time="seen"), label="flag", categorical=["user"])
+    document = build_document([user, pair, amounts, last, load, doubled, service, job])
+    document["jobs"]["nightly"].update(changes)
+    return document
+
+
+def test_objective_group_gap_and_folds_of_a_job() -> None:
+    found = parse_document(with_job()).job("nightly")
+    assert (found.objective, found.group, found.gap_us) == ("binary", None, 0)
+    assert (found.cross_validation, found.calibration) == (None, None)
+    assert parse_document(with_job(deploy="canary 2.5%")).job("nightly").deploy == "canary 2.5%"
+    assert parse_document(with_job(calibration="sigmoid")).job("nightly").calibration == "sigmoid"
+    folds = {"folds": 4, "window": "rolling"}
+    found = parse_document(
+        with_job(objective="ranking", group="user", gap="1d", cross_validation=folds)
+    ).job("nightly")
+    assert (found.objective, found.group, found.gap_us) == ("ranking", "user", DAY_US)
+    assert found.cross_validation == CrossValidationSpec(4, "rolling")
+    allowed = with_job(objective="multiclass", params={"objective": "ova"})
+    assert parse_document(allowed).job("nightly").params == {"objective": "ova"}
+
+
+def test_the_space_of_a_search() -> None:
+    space = {
+        "num_leaves": {"low": 4, "high": 64, "log": True},
+        "lambda_l2": {"low": 0, "high": 1.5},
+        "boosting": {"choices": ["gbdt", "dart"]},
+    }
+    search = {"trials": 30, "timeout": "20m", "prune": False, "space": space}
+    found = parse_document(with_job(search=search)).job("nightly").search
+    assert found is not None
+    assert (found.trials, found.timeout_us, found.prune) == (30, 20 * MINUTE_US, False)
+    leaves, l2 = found.space["num_leaves"], found.space["lambda_l2"]
+    assert leaves == SearchRange(4, 64, log=True)
+    assert isinstance(leaves, SearchRange)
+    assert isinstance(l2, SearchRange)
+    assert (leaves.whole, l2.whole) == (True, False)
+    assert found.space["boosting"] == ("gbdt", "dart")
+
+
+def searched(**changes: Any) -> dict[str, Any]:
+    return {"search": {"trials": 3, "space": {"eta": {"low": 0.1, "high": 0.2}}, **changes}}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (searched(trials=0), "from 1 to 1000"),
+        (searched(trials="many"), "'trials' must be int"),
+        (searched(space={}), "at least one parameter"),
+        (searched(space={"eta": {"low": 0.2, "high": 0.2}}), "is no range"),
+        (searched(space={"eta": {"low": 0.0, "high": 0.2, "log": True}}), "above 0"),
+        (searched(space={"eta": {"low": 0.1}}), "'high' is missing"),
+        (searched(space={"eta": {"low": True, "high": 3}}), "must be a number"),
+        (searched(space={"eta": {"choices": [[1]]}}), "texts, numbers"),
+        (searched(space={"eta": {"choices": ["a"], "low": 1}}), "unknown field 'low'"),
+        (searched(pruned=True), "unknown field 'pruned'"),
+        ({"objective": "ranking"}, "needs a 'group'"),
+        ({"group": "user"}, "says nothing"),
+        ({"objective": "ranking", "group": "x"}, "must be a column of"),
+        ({"objective": "ranking", "group": "nobody"}, "must be a column of"),
+        ({"objective": "order"}, "one of binary, regression, multiclass, ranking"),
+        ({"params": {"objective": "lambdarank"}}, "is none for a job of objective 'binary'"),
+        ({"params": {"app": "mse"}}, "is none for a job of objective 'binary'"),
+        ({"cross_validation": {"folds": 1}}, "from 2 to 20"),
+        ({"cross_validation": {}}, "'folds' is missing"),
+        ({"cross_validation": {"folds": 3, "window": "sliding"}}, "one of expanding, rolling"),
+        ({"cross_validation": {"folds": 3, "shuffle": True}}, "unknown field 'shuffle'"),
+        ({"gap": "soon"}, "gap"),
+        ({"gate": {"shadow_disagreement": 0.1}}, "needs 'shadow_rows'"),
+        ({"gate": {"shadow_rows": 0}}, "needs 'shadow_rows'"),
+        ({"gate": {"auc": 10**30}}, "bound of 'auc' must be a number, got 1000"),
+        ({"gate": {"auc": True}}, "bound of 'auc' must be a number, got True"),
+        ({"deploy": "canary"}, "'canary' is no deploy step"),
+        ({"deploy": "canary 0%"}, "no deploy step"),
+        ({"deploy": "canary 100%"}, "no deploy step"),
+        ({"deploy": ["champion"]}, "no deploy step"),
+        ({"calibration": "platt"}, "one of isotonic, sigmoid"),
+        ({"calibration": ["isotonic"]}, "one of isotonic, sigmoid"),
+        (
+            {"calibration": "isotonic", "objective": "regression"},
+            "says nothing for the objective 'regression'",
+        ),
+        (
+            {"calibration": "sigmoid", "objective": "multiclass"},
+            "says nothing for the objective 'multiclass'",
+        ),
+        ({"calibration": "sigmoid", "trainer": "sklearn"}, "not those of 'sklearn'"),
+    ],
+)
+def test_half_an_objective_is_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(DefinitionError, match=message):
+        parse_document(with_job(**change))
 
 
 def test_null_fields_are_absent_ones() -> None:
@@ -193,6 +320,66 @@ WRONG: list[tuple[Change, str]] = [
         "not a condition",
     ),
     (
+        lambda d: d["views"]["load"]["aggregates"].append(
+            {"name": "m", "function": "ewma", "input": "x"}
+        ),
+        "ewma needs 'half_life'",
+    ),
+    (
+        lambda d: d["views"]["load"]["aggregates"].append(
+            {"name": "m", "function": "ewma", "input": "x", "half_life": "0s"}
+        ),
+        "half_life",
+    ),
+    (
+        lambda d: d["views"]["load"]["aggregates"].append(
+            {"name": "m", "function": "ewma", "input": "user", "half_life": "1h"}
+        ),
+        "takes numbers",
+    ),
+    (
+        lambda d: d["views"]["load"]["aggregates"].append(
+            {"name": "m", "function": "mean", "input": "x", "half_life": "1h"}
+        ),
+        "mean takes no 'half_life'",
+    ),
+    (
+        lambda d: d["views"]["load"]["aggregates"].append(
+            {"name": "m", "function": "approx_distinct"}
+        ),
+        "'input'",
+    ),
+    (
+        lambda d: d["views"]["load"]["aggregates"].append(
+            {"name": "m", "function": "last_n", "input": "x"}
+        ),
+        "last_n needs 'n'",
+    ),
+    (
+        lambda d: d["views"]["load"]["aggregates"].append(
+            {"name": "m", "function": "topk", "input": "x", "k": 17}
+        ),
+        "'k' must be from 1 to 16, got 17",
+    ),
+    (
+        lambda d: d["views"]["load"]["aggregates"].append(
+            {"name": "m", "function": "topk", "input": "x", "k": True}
+        ),
+        "'k' must be int",
+    ),
+    (
+        lambda d: d["views"]["load"]["aggregates"].append(
+            {"name": "m", "function": "last_n", "input": "x", "n": 3, "k": 3}
+        ),
+        "last_n takes no 'k'",
+    ),
+    (
+        lambda d: d["views"]["load"]["aggregates"].append(
+            {"name": "m", "function": "topk", "input": "user", "k": 3}
+        ),
+        "topk takes numbers, but 'user' is string",
+    ),
+    (
         lambda d: d["views"]["load"]["aggregates"].append({"name": "count", "function": "count"}),
         "each name once",
     ),
@@ -235,7 +422,14 @@ def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
             yield from places(inner, (*path, key))
 
 
-PLACES = list(places(example()))
+def full() -> dict[str, Any]:
+    """A document with a job that has every field."""
+    folds = {"folds": 3, "window": "rolling"}
+    job = {"objective": "ranking", "group": "user", "gap": "1h", "cross_validation": folds}
+    return with_job(**job, **searched(timeout="1h", prune=True))
+
+
+PLACES = list(places(full()))
 JUNK = st.one_of(
     st.none(),
     st.booleans(),
@@ -250,7 +444,7 @@ JUNK = st.one_of(
 @settings(max_examples=300)
 @given(st.sampled_from(PLACES), JUNK)
 def test_junk_anywhere_is_read_or_refused(path: tuple[Any, ...], junk: Any) -> None:
-    document = deepcopy(example())
+    document = deepcopy(full())
     place = document
     for step in path[:-1]:
         place = place[step]

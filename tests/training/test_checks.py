@@ -153,6 +153,60 @@ def test_validation_rows_of_one_class_are_a_warning_and_none_are_fine() -> None:
     assert check(*make(), empty) == []
 
 
+def grades(rows: int = 1_000, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Vectors whose first feature speaks for a label of 0, 1 or 2."""
+    vectors, _ = make(rows, seed)
+    noise = np.random.default_rng(seed + 5).normal(size=rows)
+    return vectors, np.digitize(vectors[:, 0] + noise, [-0.5, 0.7]).astype(np.float64)
+
+
+def test_classes_and_grades_of_good_data_have_no_findings() -> None:
+    for objective in ("multiclass", "ranking"):
+        assert check(*grades(), grades(300, 1), objective=objective) == []
+
+
+@pytest.mark.parametrize(
+    ("objective", "label", "code"),
+    [
+        ("multiclass", 1.5, "label_not_class"),
+        ("multiclass", -1.0, "label_not_class"),
+        ("multiclass", 3.0, "too_few_of_class"),
+        ("multiclass", 100.0, "too_many_classes"),
+        ("ranking", -1.0, "label_not_grade"),
+        ("ranking", 31.0, "label_not_grade"),
+        ("ranking", 0.5, "label_not_grade"),
+    ],
+)
+def test_one_label_that_is_no_class_or_grade_is_enough(
+    objective: str, label: float, code: str
+) -> None:
+    vectors, labels = grades()
+    labels[17] = label
+    found = check(vectors, labels, grades(300, 1), objective=objective)
+    assert codes(found) == [("error", code, None)]
+
+
+@pytest.mark.parametrize("objective", ["multiclass", "ranking"])
+def test_a_feature_that_tells_one_class_or_relevance_is_a_leak(objective: str) -> None:
+    vectors, labels = grades()
+    asked = labels == 1 if objective == "multiclass" else labels > 0
+    vectors[:, 2] = asked * 9 + np.random.default_rng(3).normal(size=len(labels))
+    found = check(vectors, labels, grades(300, 1), objective=objective)
+    assert codes(found) == [("error", "label_leak", "c")]
+
+
+def test_groups_of_one_grade_each_leave_nothing_to_order() -> None:
+    vectors, labels = grades()
+    labels = np.repeat(labels[::4], 4)
+    sizes = np.full(250, 4)
+    parts = [Dataset(vectors, labels, NAMES, sizes), Dataset(*grades(300, 1), NAMES)]
+    found = check_data(*parts, objective="ranking")
+    assert codes(found) == [("error", "nothing_to_order", None)]
+    assert "training" in found[0].message
+    labels[1] = (labels[0] + 1) % 3  # one group is enough
+    assert check_data(*parts, objective="ranking") == []
+
+
 def test_errors_stop_the_run_and_warnings_do_not() -> None:
     vectors, labels = make()
     vectors[:, 0], vectors[:, 1] = 1.0, labels

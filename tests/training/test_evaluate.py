@@ -132,7 +132,8 @@ def test_regression_metrics_are_their_definitions() -> None:
     # The sample deviation of a normal error has the standard error sigma / sqrt(2 n).
     assert rmse.standard_error == pytest.approx(3 / np.sqrt(8_000), rel=0.1)
     assert found.slices["half"]["1"].rows == 2_000
-    assert found.calibration == ()
+    assert found.calibration == calibration_table(labels, scores)
+    assert sum(b.observed * b.rows for b in found.calibration) == pytest.approx(labels.sum())
 
 
 def test_a_perfect_regression_has_no_error() -> None:
