@@ -15,9 +15,9 @@ from mlpd.registry.rebuild import rebuild
 from mlpd.storage.check import scan_parts
 from mlpd.storage.environment import Environment
 from mlpd.storage.files import DataDirectory
-from mlpd.storage.segments import remove_orphans
 from mlpd.storage.tables import Table
 from mlpd.storage.transactions import Snapshot, WriteTransaction
+from mlpd.storage.unnamed import remove_orphans
 from mlpd.storage.writer import Writer
 
 DELETED_TOGETHER = 20_000

@@ -4,15 +4,19 @@ import hashlib
 import os
 import re
 import secrets
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import IO, NamedTuple
 
 from mlpd.core.errors import InternalError, NotFoundError, ValidationError
 from mlpd.storage.files import fsync_dir, make_dirs
 
 CHUNK_BYTES = 1 << 20
+UPLOAD_PREFIX = "upload-"
+"""What folders of uploads in `temporary` are called; a start removes those that a crash left."""
 _DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
 _HEX = re.compile(r"[0-9a-f]{64}")
 
@@ -48,7 +52,7 @@ class BlobStore:
             )
         return self._directory / match[1]
 
-    def put(self, content: bytes | Path | BinaryIO) -> Blob:
+    def put(self, content: bytes | Path | IO[bytes]) -> Blob:
         """Store the content durably and return what it is called now; idempotent.
 
         A path is copied; a stream is read to its end in chunks, so its size is not bound by memory.
@@ -79,6 +83,11 @@ class BlobStore:
                 return _identify(file) == blob
         except FileNotFoundError:
             return False
+
+    def holds(self, content: bytes) -> bool:
+        """Tell whether a blob of this content is there, and whole."""
+        digest = f"sha256:{hashlib.sha256(content).hexdigest()}"
+        return self._holds(self.path(digest), Blob(digest, len(content)))
 
     def exists(self, digest: str) -> bool:
         """Tell whether the blob is there, without reading it."""
@@ -115,14 +124,16 @@ class BlobStore:
         self.open(digest, size_bytes).close()
         return self.path(digest)
 
-    def delete(self, digest: str) -> bool:
-        """Remove the blob durably; return whether it was there."""
-        try:
-            self.path(digest).unlink()
-        except FileNotFoundError:
-            return False
-        fsync_dir(self._directory)
-        return True
+    def delete(self, digests: Iterable[str]) -> int:
+        """Remove the blobs that are there, durably, in this order; return how many were."""
+        count = 0
+        for digest in digests:
+            with suppress(FileNotFoundError):
+                self.path(digest).unlink()
+                count += 1
+        if count:
+            fsync_dir(self._directory)
+        return count
 
     def __iter__(self) -> Iterator[str]:
         """Yield the digest of every blob, in no order; other files in the directory are skipped."""
@@ -132,13 +143,16 @@ class BlobStore:
 
     def remove_temporary(self) -> int:
         """Remove what crashed writers left behind, return how many; only at start."""
-        left = list(self._temporary.glob("blob-*"))
+        left = [*self._temporary.glob("blob-*"), *self._temporary.glob(f"{UPLOAD_PREFIX}*")]
         for path in left:
-            path.unlink(missing_ok=True)
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
         return len(left)
 
 
-def _chunks(stream: BinaryIO) -> Iterator[bytes]:
+def _chunks(stream: IO[bytes]) -> Iterator[bytes]:
     while chunk := stream.read(CHUNK_BYTES):
         yield chunk
 

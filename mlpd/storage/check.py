@@ -115,6 +115,7 @@ def _check_manifests(snapshot: Snapshot, manifests: Sequence[Manifest]) -> Itera
 def _check_rows(manifest: Manifest) -> Iterator[Problem]:
     rows = sum(segment.rows for segment in manifest.segments)
     rows += sum(last - first + 1 for first, last in manifest.kept)
+    rows += sum(removal.rows for removal in manifest.removed)
     wanted = manifest.last_sequence - manifest.first_sequence + 1
     if rows != wanted:
         yield Problem("manifest_rows", manifest.name, f"it covers {wanted} rows and names {rows}")

@@ -12,6 +12,7 @@ from mlpd.storage.check import Problem, check_digest
 from mlpd.storage.environment import Environment
 from mlpd.storage.files import DataDirectory
 from mlpd.storage.frames import polars_type
+from mlpd.storage.offline import RESCANS
 from mlpd.storage.segments import (
     EVENT_TIME,
     KNOWN_TIME,
@@ -21,6 +22,7 @@ from mlpd.storage.segments import (
     Segment,
     load_manifests,
 )
+from mlpd.storage.unnamed import find_beyond, find_unnamed
 
 if TYPE_CHECKING:
     import polars as pl
@@ -30,7 +32,7 @@ Sequences = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class SegmentsReport:
-    """What was looked at and what is wrong; `unnamed` files belong to no manifest: harmless."""
+    """What was looked at and what is wrong; `unnamed` files belong to no manifest: leftovers."""
 
     problems: list[Problem]
     segments: int
@@ -42,26 +44,45 @@ class SegmentsReport:
 def check_segments(environment: Environment, data: DataDirectory) -> SegmentsReport:
     """Verify every segment's digest, schema, rows and ranges, and the manifests' copies.
 
-    Reads everything once and the stamps twice; holds the stamps of one manifest at a time.
+    Reads everything once and the stamps twice; holds the stamps of one manifest at a time.  Begins
+    anew if a daemon wrote files anew meanwhile, and so took the former ones away.
     """
-    with environment.snapshot() as snapshot:
-        manifests = load_manifests(snapshot)
-    problems = [p for manifest in manifests for p in _check_manifest(data.segments, manifest)]
+    for _ in range(RESCANS):
+        manifests = _load(environment)
+        problems = [p for manifest in manifests for p in _check_manifest(data.segments, manifest)]
+        if not problems or _are_current(manifests, environment):
+            break
     segments = [segment for manifest in manifests for segment in manifest.segments]
+    unnamed = find_unnamed(manifests, data.segments)
     return SegmentsReport(
-        problems=problems,
+        problems=[*problems, *_check_unnamed(unnamed, environment, data.segments)],
         segments=len(segments),
         rows=sum(segment.rows for segment in segments),
         size_bytes=sum(segment.size_bytes for segment in segments),
-        unnamed=find_unnamed(manifests, data.segments),
+        unnamed=unnamed,
     )
 
 
-def find_unnamed(manifests: list[Manifest], directory: Path) -> list[Path]:
-    """Return the files below `directory` that no manifest names, sorted."""
-    named = {directory / s.path for m in manifests for s in m.segments}
-    named |= {directory / MANIFESTS / m.name for m in manifests}
-    return sorted(p for p in directory.rglob("*") if p.is_file() and p not in named)
+def _load(environment: Environment) -> list[Manifest]:
+    with environment.snapshot() as snapshot:
+        return load_manifests(snapshot)
+
+
+def _are_current(manifests: list[Manifest], environment: Environment) -> bool:
+    now = {manifest.name for manifest in _load(environment)}
+    return all(manifest.name in now for manifest in manifests)
+
+
+def _check_unnamed(
+    paths: list[Path], environment: Environment, directory: Path
+) -> Iterator[Problem]:
+    """A file that nobody names is harmless, unless it has rows that the log never had."""
+    with environment.snapshot() as snapshot:  # after the files: a daemon may be compacting
+        sequence = snapshot.sequence
+    for path in find_beyond(paths, sequence):
+        subject = str(path.relative_to(directory))
+        what = f"no manifest names it, and it has rows after {sequence}, where the log ends"
+        yield Problem("log_behind_segments", subject, what)
 
 
 def _check_manifest(directory: Path, manifest: Manifest) -> Iterator[Problem]:
@@ -124,12 +145,27 @@ def _differences(frame: "pl.DataFrame", segment: Segment) -> Iterator[str]:
             )
 
 
+def _removed(manifest: Manifest, sequences: Sequences) -> NDArray[np.bool_]:
+    """Return which sequences lie where rows were removed."""
+    covered = np.zeros(len(sequences), np.bool_)
+    for removal in manifest.removed:
+        covered |= (sequences >= removal.first_sequence) & (sequences <= removal.last_sequence)
+    return covered
+
+
 def _check_coverage(manifest: Manifest, found: Sequences) -> Iterator[Problem]:
-    """Every sequence of the manifest's range lies in exactly one file or record."""
+    """Every sequence of the manifest's range lies in one file or record, or was removed."""
     wanted = np.arange(manifest.first_sequence, manifest.last_sequence + 1, dtype=np.int64)
-    if np.array_equal(found, wanted):
-        return
-    missing, twice = np.setdiff1d(wanted, found), found[1:][found[1:] == found[:-1]]
+    missing, foreign = np.setdiff1d(wanted, found), np.setdiff1d(found, wanted)
+    twice = found[1:][found[1:] == found[:-1]]
+    removed = sum(removal.rows for removal in manifest.removed)
+    if len(missing) == removed:
+        missing = missing[~_removed(manifest, missing)]
     examples = [*(f"{s} is in no file" for s in missing[:3].tolist())]
     examples += [f"{s} is there twice" for s in twice[:3].tolist()]
+    examples += [f"{s} belongs elsewhere" for s in foreign[:3].tolist()]
+    if removed and not len(missing) and found.size + removed != wanted.size:
+        examples.append(f"... {removed} were removed, {wanted.size - found.size} are gone")
+    if not examples:
+        return
     yield Problem("segment_coverage", manifest.name, f"sequence {', '.join(examples)}")

@@ -15,19 +15,27 @@ from mlpd.storage.compact import EXIT_DISK
 from mlpd.storage.environment import Environment
 from mlpd.storage.files import DataDirectory
 from mlpd.storage.log import compacted_through
+from mlpd.storage.merge import find_mergeable
 from mlpd.storage.segments import (
     Manifest,
     decode_manifest,
+    load_manifests,
     purge_log,
-    remove_orphans,
+    remove_files,
+    replace_manifests,
     store_manifest,
 )
 from mlpd.storage.tables import Table
+from mlpd.storage.unnamed import remove_orphans
 from mlpd.storage.writer import Writer
 
 logger = logging.getLogger(__name__)
 
 CHILD_TIMEOUT_S = 600.0
+
+REPLACED_S = 1800.0
+"""So long the files that a merging has replaced stay for children that began with the former list;
+a start, when there are no such children, removes them as those of no manifest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +79,9 @@ class Compactor:
         self._monotonic = monotonic
         self._last_s = monotonic()
         self._running = asyncio.Lock()
+        self._replaced: list[tuple[float, list[str]]] = []
+        self.merged_files = 0
+        """Files that others took the place of, since the start."""
 
     async def start(self) -> None:
         """Clean up after a crash: files of no manifest, log records that segments hold."""
@@ -110,20 +121,73 @@ class Compactor:
         the log is then as it was.
         """
         async with self._running:
-            tail = self.get_tail()
-            if tail.rows == 0:
+            return await self._compact()
+
+    async def merge_if_due(self) -> Manifest | None:
+        """Merge small files of neighbouring manifests where that is worth it.
+
+        Returns the manifest in their place, None if nothing was worth it.  Cancelling ends the
+        child.  Raises as `run` does; the segments are then as they were.
+        """
+        async with self._running:
+            await self._remove_replaced(self._monotonic() - REPLACED_S)
+            found = await asyncio.to_thread(self._find_mergeable)
+            if not found:
                 return None
-            manifest = decode_manifest(await self._run_child(tail.last_sequence))
-            await self._writer.write(lambda txn: store_manifest(txn, manifest))
-            self._last_s = self._monotonic()
-            await self._purge(manifest.first_sequence)
-            return manifest
+            first, last = found[0].first_sequence, found[-1].last_sequence
+            merged = decode_manifest(await self._run_merge(first, last))
+            stale = await self._writer.write(partial(replace_manifests, manifests=[merged]))
+            self.keep_replaced(stale)
+            self.merged_files += len(stale)
+            return merged
+
+    def keep_replaced(self, paths: list[str]) -> None:
+        """Remove files that no manifest names any more, once nobody reads them; in `paused`."""
+        self._replaced.append((self._monotonic(), paths))
+
+    async def remove_replaced(self) -> None:
+        """Remove at once all files that others have replaced; only in `paused`."""
+        await self._remove_replaced(self._monotonic())
+
+    async def _remove_replaced(self, before_s: float) -> None:
+        while self._replaced and self._replaced[0][0] <= before_s:
+            await asyncio.to_thread(remove_files, self._data.segments, self._replaced[0][1])
+            del self._replaced[0]
+
+    def _find_mergeable(self) -> list[Manifest]:
+        with self._environment.snapshot() as snapshot:
+            manifests = load_manifests(snapshot)
+        return find_mergeable(manifests)
 
     @asynccontextmanager
     async def paused(self) -> AsyncIterator[None]:
-        """Wait for a compaction under way and hold off others: the log's tail stays whole."""
+        """Wait for a compaction under way and hold off others: the log's tail stays whole.
+
+        Whoever deletes segments of a running daemon does it in here, so that nobody else, who does
+        so too or copies them, meets that.
+        """
         async with self._running:
             yield
+
+    async def compact_through(self, sequence: int) -> None:
+        """Compact until `sequence` lies in segments and no longer in the log; only in `paused`."""
+        while self._compacted_through() < sequence:
+            await self._compact()
+        await self._purge(0)
+
+    def _compacted_through(self) -> int:
+        with self._environment.snapshot() as snapshot:
+            return compacted_through(snapshot)
+
+    async def _compact(self) -> Manifest | None:
+        tail = self.get_tail()
+        if tail.rows == 0:
+            return None
+        manifest = decode_manifest(await self._run_child(tail.last_sequence))
+        await self._writer.write(lambda txn: store_manifest(txn, manifest))
+        self._last_s = self._monotonic()
+        await self._purge(manifest.first_sequence)
+        return manifest
 
     async def _purge(self, start: int | None) -> None:
         # In small operations: deleting 500,000 records in one would hold up ingest for a second.
@@ -136,8 +200,14 @@ class Compactor:
 
     async def _run_child(self, through: int) -> bytes:
         limits = (f"--through={through}", f"--rows-max={self._policy.rows_max}")
+        return await self._run_module("mlpd.storage.compact", *limits)
+
+    async def _run_merge(self, first: int, last: int) -> bytes:
+        return await self._run_module("mlpd.storage.merge", f"--first={first}", f"--last={last}")
+
+    async def _run_module(self, module: str, *arguments: str) -> bytes:
         child = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "mlpd.storage.compact", str(self._data.root), *limits),
+            *(sys.executable, "-m", module, str(self._data.root), *arguments),
             "--with-parent",
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,

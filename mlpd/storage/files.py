@@ -23,6 +23,11 @@ class DataDirectory:
         return self.root / "segments"
 
     @property
+    def predictions(self) -> Path:
+        """Parquet files: vectors and requests of served rows that left LMDB."""
+        return self.root / "predictions"
+
+    @property
     def registry(self) -> Path:
         """The OCI image layout with all models."""
         return self.root / "registry"
@@ -36,6 +41,21 @@ class DataDirectory:
     def cache(self) -> Path:
         """Compiled kernels and binary data sets; may be deleted at any time."""
         return self.root / "cache"
+
+    @property
+    def joins(self) -> Path:
+        """Files of joins under way, a folder each."""
+        return self.cache / "joins"
+
+    @property
+    def moves(self) -> Path:
+        """History of slots that leave, on its way."""
+        return self.cache / "moves"
+
+    @property
+    def restoring(self) -> Path:
+        """There while a restore fills the directory: nobody may start on it."""
+        return self.root / ".restoring"
 
     @property
     def lock_file(self) -> Path:

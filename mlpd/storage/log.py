@@ -197,6 +197,12 @@ def record_kind(value: bytes) -> RecordKind:
     return _KIND_OF.get(value[1], _EVENTS)
 
 
+def record_source(value: bytes) -> str:
+    """Return the source of an encoded record without verifying or decoding the rest."""
+    start = _HEADER.size + 16 * record_rows(value)
+    return value[start : start + int.from_bytes(value[2:4], "little")].decode()
+
+
 def record_rows(value: bytes) -> int:
     """Return the number of rows of an encoded record without verifying or decoding the rest."""
     return int.from_bytes(value[4:8], "little")
@@ -204,6 +210,18 @@ def record_rows(value: bytes) -> int:
 
 _KIND_OF = {kind.value: kind for kind in RecordKind}
 _KINDS = frozenset(RecordKind)
+
+
+def encode_record(
+    kind: RecordKind,
+    source: str,
+    first: int,
+    columns: Columns,
+    event_us: NDArray[np.int64],
+    known_us: NDArray[np.int64],
+) -> bytes:
+    """Return rows as a record that `decode_record` reads, for another log."""
+    return _encode(kind, source, first, _int64_bytes(event_us) + _int64_bytes(known_us), columns)
 
 
 def _encode(

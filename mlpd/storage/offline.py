@@ -1,19 +1,23 @@
 """Offline reads: all rows of a source from segments and log tail, for child processes only."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlpd.core.columns import Columns, DType
-from mlpd.core.errors import ValidationError
+from mlpd.core.errors import ConflictError, ValidationError
 from mlpd.storage.environment import Environment
-from mlpd.storage.frames import polars_type, records_frame, schema_of
+from mlpd.storage.frames import events_schema, records_frame, schema_of
 from mlpd.storage.log import LogRecord, RecordKind, compacted_through, copy_records, decode_record
-from mlpd.storage.segments import EVENT_TIME, KNOWN_TIME, SEQUENCE, Segment, load_manifests
+from mlpd.storage.segments import SEQUENCE, Segment, load_manifests
 from mlpd.storage.transactions import Snapshot
 
 if TYPE_CHECKING:
     import polars as pl
+
+RESCANS = 5
+"""How often files may be written anew, and so vanish, under one read."""
 
 Schema = dict[str, DType]
 Decoded = tuple[LogRecord, Columns]
@@ -36,17 +40,92 @@ def scan_events(
     there; one that was stored with another type raises ValidationError(code="column_type").
     `through_sequence` (inclusive; None: the newest now) cuts the log.  The segment list and the
     tail come from one snapshot that is closed before any file is read; the frame may be
-    collected later.
+    collected later, unless files are written anew: in a child use `collect_events`.
     """
+    found = _find(environment, source, kind, through_sequence)
+    schema = _merge_schemas(source, columns, found.segments, found.tail)
+    frames = [*_scan_segments(segments_directory, found.segments), *_frame_tail(found.tail)]
+    return _unite(frames, schema, found.last)
+
+
+def read_events(
+    environment: Environment,
+    segments_directory: Path,
+    source: str,
+    *,
+    columns: Mapping[str, DType],
+    through_sequence: int,
+    rows_max: int,
+) -> "Iterator[pl.DataFrame]":
+    """Yield what `scan_events` returns, in frames of at most `rows_max` rows.
+
+    Whole segments are read at once: one alone may have more.  Raises ConflictError(
+    code="segments_changed") if one was written anew after the first frame.
+    """
+    found = _find(environment, source, RecordKind.EVENTS, through_sequence)
+    schema = _merge_schemas(source, columns, found.segments, found.tail)
+    for group in _grouped(found.segments, rows_max):
+        try:
+            frame = _unite(_scan_segments(segments_directory, group), schema, found.last).collect()
+        except FileNotFoundError:
+            raise ConflictError(
+                f"segments of source {source!r} were written anew while they were read",
+                code="segments_changed",
+                hint="Ask again: an entity was erased meanwhile.",
+            ) from None
+        yield frame
+    tail = _unite(_frame_tail(found.tail), schema, found.last).collect()
+    yield from tail.iter_slices(rows_max)
+
+
+def count_events(environment: Environment, source: str, *, through_sequence: int) -> int:
+    """Return about how many events of `source` there are up to a sequence, but never too few."""
+    found = _find(environment, source, RecordKind.EVENTS, through_sequence)
+    in_segments = sum(segment.rows for segment in found.segments)
+    return in_segments + sum(len(record.event_us) for record, _ in found.tail)
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """Where a source's rows up to the sequence `last` are."""
+
+    segments: list[Segment]
+    tail: list[Decoded]
+    last: int
+
+
+def _find(environment: Environment, source: str, kind: RecordKind, through: int | None) -> _Found:
     with environment.snapshot() as snapshot:
-        last = snapshot.sequence if through_sequence is None else through_sequence
+        last = snapshot.sequence if through is None else through
         segments = _find_segments(snapshot, source, kind, last)
         copies = _copy_tail(snapshot, kind, last)
     records = (decode_record(value, start) for start, value in copies)
     tail = [(record, record.columns()) for record in records if record.source == source]
-    schema = _merge_schemas(source, columns, segments, tail)
-    frames = [*_scan_segments(segments_directory, segments), *_frame_tail(tail)]
-    return _unite(frames, schema, last)
+    return _Found(segments, tail, last)
+
+
+def _grouped(segments: list[Segment], rows_max: int) -> Iterator[list[Segment]]:
+    """Yield neighbouring segments of at most `rows_max` rows together, or one alone."""
+    group: list[Segment] = []
+    rows = 0
+    for segment in segments:
+        if group and rows + segment.rows > rows_max:
+            yield group
+            group, rows = [], 0
+        group.append(segment)
+        rows += segment.rows
+    if group:
+        yield group
+
+
+def collect_events(scan: "Callable[[], pl.LazyFrame]") -> "pl.DataFrame":
+    """Return the rows that `scan` finds, scanned again if its files were written anew meanwhile."""
+    for _ in range(RESCANS):
+        try:
+            return scan().collect()
+        except FileNotFoundError:
+            continue
+    return scan().collect()
 
 
 def _find_segments(snapshot: Snapshot, source: str, kind: RecordKind, last: int) -> list[Segment]:
@@ -111,7 +190,6 @@ def _frame_tail(tail: Iterable[Decoded]) -> "list[pl.LazyFrame]":
 def _unite(frames: "list[pl.LazyFrame]", schema: Schema, last: int) -> "pl.LazyFrame":
     import polars as pl  # noqa: PLC0415 - not in the daemon
 
-    times = {name: pl.Int64() for name in (EVENT_TIME, KNOWN_TIME, SEQUENCE)}
-    full: dict[str, pl.DataType] = times | {n: polars_type(d) for n, d in schema.items()}
+    full = events_schema(schema)
     united = pl.concat([pl.LazyFrame(schema=full), *frames], how="diagonal")
     return united.filter(pl.col(SEQUENCE) <= last).select(list(full))

@@ -11,7 +11,7 @@ from mlpd.core.time import MIN_TIME_US
 class Table(StrEnum):
     """A named LMDB database; docs/formats/lmdb.md tells who owns its keys.
 
-    Keys of ONLINE, TILES, EVENT_IDS, PREDICTIONS, LABELS and UNITS begin with the u16be slot.
+    Keys of ONLINE, TILES, PREDICTIONS, LABELS and UNITS begin with the u16be slot.
     """
 
     META = "meta"

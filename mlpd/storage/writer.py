@@ -3,13 +3,15 @@
 import asyncio
 import logging
 import threading
+import time
+from collections.abc import Callable
 from concurrent.futures import Future
 from queue import Empty, SimpleQueue
-from typing import Any
 
 from mlpd.core.errors import MlpdError, OverloadedError, UnavailableError
 from mlpd.storage.environment import Environment
 from mlpd.storage.groups import Entry, GroupCommitter, Operation, T, WriterStats
+from mlpd.storage.transactions import WriteTransaction
 
 __all__ = ["Operation", "Writer", "WriterStats"]
 
@@ -20,6 +22,8 @@ QUEUE_BYTES_MAX = 64 << 20
 GROUP_ENTRIES_MAX = 1_024
 GROUP_BYTES_MAX = 16 << 20
 """A group takes what waits up to these bounds (bench: 64 waiting writers make groups of 64)."""
+REACH_WAIT_S = 1.0
+"""How long `Writer.reach` waits at most."""
 
 
 class Writer:
@@ -36,12 +40,14 @@ class Writer:
         queue_entries_max: int = QUEUE_ENTRIES_MAX,
         queue_bytes_max: int = QUEUE_BYTES_MAX,
     ) -> None:
+        self._environment = environment
         self._committer = GroupCommitter(environment)
         self.stats = self._committer.stats
         self._entries_max = queue_entries_max
         self._bytes_max = queue_bytes_max
         self._queue: SimpleQueue[Entry | None] = SimpleQueue()
-        self._lock = threading.Lock()  # guards the two below and the order of the last entry
+        self._lock = threading.Lock()  # guards the three below and the order of the last entry
+        self._watchers: set[Entry] = set()
         self._queued_bytes = 0
         self._closed = False
         self._thread = threading.Thread(target=self._work, name="mlpd-writer", daemon=True)
@@ -75,15 +81,49 @@ class Writer:
         self._submit(Entry(op, future, size_bytes))
         return future.result()
 
-    def post(self, op: Operation[Any], *, size_bytes: int = 0) -> bool:
+    def post(
+        self, op: Operation[T], *, size_bytes: int = 0, done: Callable[[T], None] | None = None
+    ) -> bool:
         """Queue `op` and return at once; False when the queue is full or closed.
 
-        A failure is logged and counted in `stats.post_failures`: only for what may be lost.
+        `done` is called on the loop that posts with what `op` returned, once it is on disk.  A
+        failure is logged and counted in `stats.post_failures`: only for what may be lost.
         """
+        future = None if done is None else self._future_of(done)
         try:
-            self._submit(Entry(op, None, size_bytes))
+            self._submit(Entry(op, future, size_bytes))
         except MlpdError:
             self.stats.post_failures += 1
+            return False
+        return True
+
+    def _future_of(self, done: Callable[[T], None]) -> "asyncio.Future[T]":
+        def tell(future: "asyncio.Future[T]") -> None:
+            error = future.exception()
+            if error is None:
+                done(future.result())
+            else:
+                self.stats.post_failures += 1
+                logger.error("a posted write failed: %s", error)
+
+        found: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        found.add_done_callback(tell)
+        return found
+
+    async def reach(self, sequence: int, *, deadline_s: float | None = None) -> bool:
+        """Tell whether `sequence` is on disk, after waiting for it.
+
+        Waits until `deadline_s` on `time.monotonic()`, a second at most.
+        """
+        if sequence <= 0 or self._has_reached(sequence):
+            return True
+        latest_s = time.monotonic() + REACH_WAIT_S
+        latest_s = latest_s if deadline_s is None else min(latest_s, deadline_s)
+        try:
+            async with asyncio.timeout(latest_s - time.monotonic()):
+                while not await self._next_commit(sequence):
+                    pass
+        except TimeoutError:
             return False
         return True
 
@@ -94,6 +134,25 @@ class Writer:
                 self._closed = True
                 self._queue.put(None)
         self._thread.join()
+
+    async def _next_commit(self, sequence: int) -> bool:
+        """Wait for the next group, unless `sequence` is there already; tell whether it is now."""
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        watcher = Entry(_do_nothing, future, 0)
+        with self._lock:
+            self._watchers.add(watcher)
+        try:
+            # Looked at while the watcher waits, so that no commit falls between the two.
+            if not self._has_reached(sequence):
+                await future
+        finally:
+            with self._lock:
+                self._watchers.discard(watcher)
+        return self._has_reached(sequence)
+
+    def _has_reached(self, sequence: int) -> bool:
+        with self._environment.snapshot() as snapshot:
+            return snapshot.sequence >= sequence
 
     def _submit(self, entry: Entry) -> None:
         with self._lock:
@@ -131,8 +190,13 @@ class Writer:
             group, more = self._next_group()
             if group:
                 self._committer.commit(group)
-                _resolve(group)
+                _resolve([*group, *self._take_watchers()])
         self._committer.commit([])  # so that the newest K on disk lies above every t handed out
+
+    def _take_watchers(self) -> set[Entry]:
+        with self._lock:
+            watchers, self._watchers = self._watchers, set()
+        return watchers
 
     def _next_group(self) -> tuple[list[Entry], bool]:
         """Wait for an operation, take what else is there; False when the writer is closing."""
@@ -153,6 +217,10 @@ class Writer:
         with self._lock:
             self._queued_bytes -= size_bytes
         return [entry for entry in group if not entry.is_cancelled], more
+
+
+def _do_nothing(txn: WriteTransaction) -> None:
+    """The operation of an entry that only waits."""
 
 
 def _resolve(group: list[Entry]) -> None:

@@ -80,8 +80,8 @@ def test_missing_blob_and_malformed_digest(tmp_path: Path) -> None:
 def test_deleted_blob_is_gone(tmp_path: Path) -> None:
     store = BlobStore(tmp_path)
     blob = store.put(b"content")
-    assert store.delete(blob.digest)
-    assert not store.delete(blob.digest)
+    assert store.delete([blob.digest]) == 1
+    assert store.delete([blob.digest]) == 0
     assert not store.exists(blob.digest)
     assert list(store) == []
 

@@ -25,23 +25,30 @@ from mlpd.core.errors import (
     ValidationError,
 )
 from mlpd.core.time import DAY_US
+from mlpd.daemon.offline import from_series
 from mlpd.storage import compact as compact_module
+from mlpd.storage import segment_files
 from mlpd.storage.check import check, check_pages
 from mlpd.storage.compact import compact
-from mlpd.storage.compactor import CompactionPolicy, Compactor
+from mlpd.storage.compactor import REPLACED_S, CompactionPolicy, Compactor
 from mlpd.storage.environment import Environment
 from mlpd.storage.files import DataDirectory
 from mlpd.storage.log import RecordKind, append, compacted_through, read_records
-from mlpd.storage.offline import scan_events
+from mlpd.storage.merge import MANIFESTS_MIN, find_mergeable, merge
+from mlpd.storage.offline import collect_events, scan_events
 from mlpd.storage.segments import (
     Manifest,
+    Segment,
     decode_manifest,
     load_manifests,
     purge_log,
-    remove_orphans,
+    remove_files,
+    replace_manifests,
+    sizes_by_source,
     store_manifest,
 )
 from mlpd.storage.tables import Table, u64be
+from mlpd.storage.unnamed import remove_orphans
 from mlpd.storage.writer import Writer
 
 START_US = 1_700_000_000_000_000
@@ -102,6 +109,18 @@ class Store:
         manifest = compact(self.environment, self.data.segments, through=through, rows_max=rows_max)
         self.writer.write_blocking(lambda txn: store_manifest(txn, manifest))
         return manifest
+
+    def merge(self) -> Manifest | None:
+        """What the Compactor does, in this process."""
+        with self.environment.snapshot() as snapshot:
+            found = find_mergeable(load_manifests(snapshot))
+        if not found:
+            return None
+        first, last = found[0].first_sequence, found[-1].last_sequence
+        merged = merge(self.environment, self.data.segments, first, last)
+        stale = self.writer.write_blocking(partial(replace_manifests, manifests=[merged]))
+        remove_files(self.data.segments, stale)
+        return merged
 
     def purge(self) -> None:
         start: int | None = 0
@@ -189,6 +208,13 @@ def test_every_type_survives_with_nulls_and_nan(store: Store) -> None:
         DType.STRING: ["é", None, ""],
         DType.BYTES: [b"\xff", None, b""],
         DType.TIMESTAMP: [START_US, None, -1],
+        DType("list[int64]"): [[2**53 + 1, -(2**63)], None, []],
+        DType("list[string]"): [[], None, ["a\x00", ""]],
+        DType("list[bytes]"): [[b"\x00"], None, [b"", b"a"]],
+        DType("list[bool]"): [[True, False], None, []],
+        DType("list[timestamp]"): [[START_US, -1], None, []],
+        DType("vector[float32, 2]"): [[1.5, float("nan")], None, [-0.0, 0.5]],
+        DType("vector[float64, 1]"): [[0.1], None, [5e-324]],
     }
     columns = {str(dtype): column_of(dtype, column) for dtype, column in values.items()}
     store.append("s", columns, [3, 2, 1])
@@ -199,9 +225,9 @@ def test_every_type_survives_with_nulls_and_nan(store: Store) -> None:
     assert before.equals(after)
     for dtype, column in values.items():
         series = after[str(dtype)]
-        if dtype is DType.TIMESTAMP:
+        if DType.TIMESTAMP in (dtype, dtype.element):
             series = series.to_physical()
-        assert [repr(v) for v in series] == [repr(v) for v in column]
+        assert [repr(v) for v in series.to_list()] == [repr(v) for v in column]
 
 
 def test_column_added_later_is_null_in_older_rows(store: Store) -> None:
@@ -269,6 +295,20 @@ def test_feedback_has_segments_of_its_own_and_definitions_stay(store: Store) -> 
     assert check(store.environment, store.data) == []
 
 
+def test_sizes_are_told_by_source(store: Store) -> None:
+    store.fill(20)
+    store.append("clf", {"label": column_of(DType.FLOAT64, [1.0])}, [1], RecordKind.FEEDBACK)
+    store.compact()
+    with store.environment.snapshot() as snapshot:
+        found = sizes_by_source(load_manifests(snapshot))
+    assert [*found] == ["_feedback/clf", "departures", "weather"]
+    for name, sizes in found.items():
+        paths = [*(store.data.segments / name).rglob("*.parquet")]
+        assert sizes["files"] == len(paths)
+        assert sizes["size_bytes"] == sum(path.stat().st_size for path in paths)
+        assert sizes["rows"] == sum(len(pl.read_parquet(path)) for path in paths)
+
+
 def test_overtaken_compaction_is_refused(store: Store) -> None:
     store.fill(5)
     manifest = store.compact()
@@ -315,11 +355,11 @@ def crash_at(monkeypatch: pytest.MonkeyPatch, step: int) -> Callable[[], int]:
         monkeypatch.setattr(target, name, operation)
 
     wrap(pl.DataFrame, "write_parquet")
-    wrap(compact_module, "fsync_file")
-    wrap(compact_module, "fsync_dir")
-    wrap(compact_module, "make_dirs")
-    wrap(compact_module, "atomic_write")
-    wrap(compact_module._Output, "_publish")
+    wrap(segment_files, "fsync_file")
+    wrap(segment_files, "fsync_dir")
+    wrap(segment_files, "make_dirs")
+    wrap(segment_files, "atomic_write")
+    wrap(segment_files.SegmentFiles, "_publish")
     return lambda: count
 
 
@@ -535,3 +575,186 @@ def test_masked_values_do_not_leak_into_segments(store: Store) -> None:
     column = Column(DType.FLOAT64, np.array([1.0, 99.0]), np.array([True, False]))
     store.append("s", {"x": column}, [1, 2])
     assert store.scan("s")["x"].to_list() == [1.0, None]
+
+
+def test_every_bit_of_a_nan_in_a_list_survives(store: Store) -> None:
+    patterns = np.array([0x7FC12345, 0xFF800001, 0x80000000, 0x00000001], np.uint32)
+    values = np.empty(3, object)
+    values[:] = [patterns[:2].tobytes(), b"", patterns[2:].tobytes()]
+    for source, text in (("lists", "list[float32]"), ("vectors", "vector[float32, 2]")):
+        dtype = DType(text)
+        column = Column(dtype, values, np.array([True, False, True]))
+        store.append(source, {"x": column}, [1, 2, 3])
+        tail = from_series(store.scan(source)["x"], dtype)
+        store.compact()
+        store.purge()
+        for found in (tail, from_series(store.scan(source)["x"], dtype)):
+            assert found.values.tolist() == values.tolist()
+            assert found.mask().tolist() == [True, False, True]
+
+
+class TestMerging:
+    def fill(self, store: Store, compactions: int = 20) -> None:
+        for number in range(compactions):
+            store.fill(3, seed=number)
+            store.compact()
+        store.purge()
+
+    def test_small_files_of_a_source_become_fewer_and_every_row_stays(self, store: Store) -> None:
+        self.fill(store)
+        before = files(store)
+        merged = store.merge()
+        assert merged is not None
+        store.check_rows()
+        assert len(files(store)) < len(before) / 2
+        for segment in merged.segments:
+            assert segment.path in files(store)
+        with store.environment.snapshot() as snapshot:
+            assert remove_orphans(snapshot, store.data.segments) == []
+        store.reopen()
+        store.check_rows()
+
+    async def test_the_compactor_runs_the_child(self, store: Store) -> None:
+        await asyncio.to_thread(self.fill, store)
+        now_s = 0.0
+        monotonic = lambda: now_s  # noqa: E731 - a clock that the test moves
+        compactor = Compactor(store.environment, store.writer, store.data, monotonic=monotonic)
+        before = files(store)
+        merged = await compactor.merge_if_due()
+        assert merged is not None
+        assert compactor.merged_files > 20
+        assert before < files(store)  # readers may have the former list
+        now_s = REPLACED_S - 1
+        assert await compactor.merge_if_due() is None
+        assert before < files(store)
+        now_s = REPLACED_S
+        assert await compactor.merge_if_due() is None
+        assert len(files(store)) < len(before) / 2
+        store.check_rows()
+        with store.environment.snapshot() as snapshot:
+            assert remove_orphans(snapshot, store.data.segments) == []
+
+    def test_large_files_are_not_written_anew(
+        self, store: Store, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        self.fill(store)
+        monkeypatch.setattr(compact_module, "SEGMENT_ROWS_MIN", 6)
+        before = files(store)
+        merged = store.merge()
+        assert merged is not None
+        large = {s.path for s in merged.segments if ".1." not in s.path and s.rows >= 6}
+        assert large
+        assert large <= before
+        store.check_rows()
+
+    def test_a_crash_at_every_file_operation_loses_and_doubles_nothing(
+        self, store: Store, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        self.fill(store, MANIFESTS_MIN)
+        before = files(store)
+        step = crashes = 0
+        while True:
+            step += 1
+            with monkeypatch.context() as patch:
+                crash_at(patch, step)
+                try:
+                    assert store.merge()
+                except CrashError:
+                    crashes += 1
+                else:
+                    break
+            store.check_rows()
+            with store.environment.snapshot() as snapshot:
+                remove_orphans(snapshot, store.data.segments)
+            assert files(store) == before
+        assert crashes > 10
+        store.check_rows()
+
+    def test_what_a_crash_leaves_is_never_taken_for_rows_of_another_log(
+        self, store: Store, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Not even where the random part of a file's name is a great number, as of a sequence."""
+        self.fill(store, MANIFESTS_MIN)
+        before = files(store)
+
+        def crash(*_: object) -> None:
+            raise CrashError
+
+        monkeypatch.setattr("secrets.token_hex", lambda _: "5204999674422424")
+        monkeypatch.setattr(segment_files.SegmentFiles, "_publish", crash)
+        with pytest.raises(CrashError):
+            store.merge()
+        assert files(store) - before
+        with store.environment.snapshot() as snapshot:
+            remove_orphans(snapshot, store.data.segments)
+        assert files(store) == before
+
+    def test_what_was_merged_is_merged_again_and_mergings_may_be_mixed(self, store: Store) -> None:
+        mergings = 0
+        for number in range(70):
+            store.fill(1, seed=number)
+            store.compact()
+            mergings += store.merge() is not None
+        store.check_rows()
+        with store.environment.snapshot() as snapshot:
+            manifests = load_manifests(snapshot)
+        assert max(manifest.revision for manifest in manifests) > 1
+        assert mergings > 5
+        assert len(manifests) < 2 * MANIFESTS_MIN
+
+    def test_one_that_was_overtaken_is_refused(self, store: Store) -> None:
+        self.fill(store)
+        with store.environment.snapshot() as snapshot:
+            found = find_mergeable(load_manifests(snapshot))
+        first, last = found[0].first_sequence, found[-1].last_sequence
+        late = merge(store.environment, store.data.segments, first, last)
+        assert store.merge()
+        with pytest.raises(ConflictError) as caught:
+            store.writer.write_blocking(partial(replace_manifests, manifests=[late]))
+        assert caught.value.code == "rewriting_overtaken"
+        store.check_rows()
+
+    def test_a_reader_with_the_former_list_reads_again(self, store: Store) -> None:
+        self.fill(store)
+        wanted = store.scan("weather")
+        scans = 0
+
+        def scan() -> pl.LazyFrame:
+            nonlocal scans
+            scans += 1
+            frame = scan_events(store.environment, store.data.segments, "weather")
+            if scans == 1:
+                assert store.merge()  # between the list and the files
+            return frame.sort("__sequence")
+
+        assert collect_events(scan).equals(wanted)
+        assert scans == 2
+
+    def test_each_row_is_written_anew_a_few_times_at_most(self) -> None:
+        """Compactions of every size, 2,000 of them: few files at any time, and little work."""
+        for seed in range(5):
+            chance = random.Random(seed)
+            manifests: list[Manifest] = []
+            total = written = most = 0
+            for _ in range(2_000):
+                rows = chance.choice([1, 5, 40, 300, 300, 2_000])
+                manifests.append(pretended(total + 1, rows))
+                total += rows
+                if found := find_mergeable(manifests):
+                    at, rows = manifests.index(found[0]), sum(m.rows for m in found)
+                    manifests[at : at + len(found)] = [pretended(found[0].first_sequence, rows)]
+                    written += rows
+                most = max(most, len(manifests))
+            assert most < 40
+            assert written < 5 * total
+
+
+def pretended(first: int, rows: int) -> Manifest:
+    """A manifest of `rows` rows in one file."""
+    last = first + rows - 1
+    place = {"path": "", "kind": RecordKind.EVENTS, "source": "s", "columns": {}, "digest": ""}
+    bounds = dict.fromkeys(("min_event_us", "max_event_us", "min_known_us", "max_known_us"), 0)
+    segment = Segment(
+        **place, **bounds, rows=rows, size_bytes=rows, first_sequence=first, last_sequence=last
+    )
+    return Manifest(first, last, (), (segment,))

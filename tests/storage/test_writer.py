@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from typing import Any
 
 import pytest
@@ -165,6 +166,26 @@ def test_failing_post_is_counted_and_logged(
     assert "broken post" in caplog.text
 
 
+async def test_who_posts_is_told_what_is_on_disk_and_of_no_failure(
+    environment: Environment, writer: Writer
+) -> None:
+    told: list[str] = []
+
+    def fails(_: WriteTransaction) -> str:
+        raise ValueError("no")
+
+    def works(txn: WriteTransaction) -> str:
+        put(b"there")(txn)
+        return "done"
+
+    assert writer.post(fails, done=told.append)
+    assert writer.post(works, done=told.append)
+    await writer.write(lambda _: None)
+    await asyncio.sleep(0)
+    assert (told, keys(environment)) == (["done"], [b"there"])
+    assert writer.stats.post_failures == 1
+
+
 def test_full_map_fails_the_write_alone(tmp_path: Any, clock: Any) -> None:
     with Environment.open(tmp_path / "small", clock=clock, map_bytes=1 << 20) as environment:
         writer = Writer(environment)
@@ -174,3 +195,52 @@ def test_full_map_fails_the_write_alone(tmp_path: Any, clock: Any) -> None:
         assert writer.write_blocking(put(b"small")) == b"small"
         writer.close()
         assert keys(environment) == [b"small"]
+
+
+def take(count: int) -> Any:
+    def op(txn: WriteTransaction) -> int:
+        return int(txn.take_sequences(count)) + count - 1
+
+    return op
+
+
+async def test_reach_waits_for_the_commit_of_a_sequence(writer: Writer) -> None:
+    gate = Gate(writer)
+    waiting = [asyncio.create_task(writer.reach(sequence)) for sequence in (1, 3, 4)]
+    first = asyncio.create_task(writer.write(take(1)))
+    await asyncio.sleep(0.05)
+    assert not any(task.done() for task in waiting)
+    gate.open()
+    assert await first == 1
+    assert await waiting[0]
+    assert not waiting[1].done()
+    assert await asyncio.to_thread(writer.write_blocking, take(2)) == 3
+    assert await waiting[1]
+    assert not await waiting[2]  # after a second
+    assert await writer.reach(3)
+    assert await writer.reach(0)
+
+
+async def test_reach_gives_up_at_its_deadline_and_when_cancelled(writer: Writer) -> None:
+    started = time.monotonic()
+    assert not await writer.reach(1, deadline_s=started + 0.02)
+    assert not await writer.reach(1, deadline_s=started - 1.0)
+    task = asyncio.create_task(writer.reach(1))
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert not writer._watchers
+    assert await writer.write(take(1)) == 1
+
+
+async def test_reach_survives_groups_that_fail(writer: Writer) -> None:
+    def fail(_txn: WriteTransaction) -> None:
+        raise ValidationError("no", code="no")
+
+    task = asyncio.create_task(writer.reach(1))
+    with pytest.raises(ValidationError):
+        await writer.write(fail)
+    assert not task.done()
+    await writer.write(take(1))
+    assert await task
