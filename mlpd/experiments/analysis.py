@@ -6,13 +6,13 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 from mlpd.core.errors import DefinitionError, InternalError
-from mlpd.experiments.documents import spec_from_dict
-from mlpd.experiments.moments import Moments, RatioMoments
+from mlpd.experiments.estimates import Cell
+from mlpd.experiments.metric import Metric
 from mlpd.experiments.records import UnitRecord, pair_of
 from mlpd.experiments.rendezvous import Rendezvous, checked_total
 from mlpd.experiments.spec import ExperimentSpec
 from mlpd.experiments.srm import SampleRatio, sample_ratio
-from mlpd.experiments.verdict import Cell, Comparison, compare_arms
+from mlpd.experiments.verdict import Comparison, compare_arms
 
 MAX_PHASES: Final = 100
 SWITCH_ALERT_SHARE: Final = 0.01
@@ -29,18 +29,18 @@ class Phase:
 
 
 def advance(
-    phases: tuple[Phase, ...], weights: Mapping[str, float], at_us: int
+    phases: tuple[Phase, ...], weights: Mapping[str, float], at_us: int, limit: int = MAX_PHASES
 ) -> tuple[Phase, ...]:
     """Return the phases with a new one from `at_us` if the shares of the arms changed.
 
     The very same object if they didn't (a common factor changes nothing).  Raises DefinitionError
-    beyond 100 phases.
+    beyond `limit` phases.
     """
     if phases and _shares(phases[-1].weights) == _shares(weights):
         return phases
-    if len(phases) >= MAX_PHASES:
+    if len(phases) >= limit:
         raise DefinitionError(
-            f"the experiment has had {MAX_PHASES} phases, one per change of weights",
+            f"the experiment has had {len(phases)} phases, one per change of weights",
             code="too_many_phases",
             hint="Start a new experiment under a new name.",
         )
@@ -59,7 +59,9 @@ class ExperimentState:
     phases are disjoint sets of units, hence independent.  Units that switched arms are excluded
     and counted: `moved` if a later phase's weights give the unit another arm, whether it came back
     or not (excluding only those seen again would leave one arm with fewer regular visitors, which
-    is a bias), `switched` if it was seen in two arms for no such reason.
+    is a bias), `switched` if it was seen in two arms for no such reason.  Units of an arm that
+    ended (a later weight of 0) all stay, as they were assigned: else nothing were left to compare.
+    Units of a bandit stay in their arm, so none is moved.
 
     Owned by one thread.  `apply` costs about 5 us per metric, `from_records` as much per unit.
     """
@@ -113,8 +115,17 @@ class ExperimentState:
             pair_before = pair_of(old, i, metric) if old and before == "kept" else None
             pair_after = pair_of(new, i, metric) if after == "kept" else None
             if pair_before != pair_after:
+                value = self._covariate(metric, new)
+                if metric.covariate is not None and value is None:
+                    continue
                 key = (new.phase, metric.name, new.arm)
-                self.cells[key] = self.cells.get(key, Cell()).change(pair_before, pair_after)
+                self.cells[key] = self.cells.get(key, Cell()).change(pair_before, pair_after, value)
+
+    def copy(self) -> "ExperimentState":
+        """Return the sums as they are now, for another thread; what they are made of is shared."""
+        return ExperimentState(
+            self.spec, self.phases, self.exposed.copy(), self.standing.copy(), self.cells.copy()
+        )
 
     def result(self) -> "ExperimentResult":
         """Return estimates, verdicts and the sample ratio.  Costs well below 1 ms per comparison.
@@ -128,39 +139,16 @@ class ExperimentState:
         comparisons = compare_arms(self.spec, len(self.phases), self.cells, srm_alarm=ratio.alarm)
         return ExperimentResult(self, ratio, comparisons)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the state as JSON and msgpack types; `from_dict` reads it back equal."""
-        return {
-            "spec": self.spec.to_dict(),
-            "phases": [
-                {"started_us": p.started_us, "weights": dict(p.weights)} for p in self.phases
-            ],
-            "exposed": [[phase, arm, n] for (phase, arm), n in self.exposed.items()],
-            "standing": dict(self.standing),
-            "cells": [
-                [*key, [*c.moments.x], [*c.moments.y], c.moments.comoment, c.events, c.non_events]
-                for key, c in self.cells.items()
-            ],
-        }
-
-    @classmethod
-    def from_dict(cls, document: Mapping[str, Any]) -> "ExperimentState":
-        """Return the state that `to_dict` wrote."""
-        return cls(
-            spec_from_dict(document["spec"]),
-            tuple(Phase(p["started_us"], dict(p["weights"])) for p in document["phases"]),
-            Counter({(phase, arm): n for phase, arm, n in document["exposed"]}),
-            Counter(document["standing"]),
-            {
-                (phase, metric, arm): Cell(
-                    RatioMoments(Moments(*x), Moments(*y), comoment), events, non_events
-                )
-                for phase, metric, arm, x, y, comoment, events, non_events in document["cells"]
-            },
-        )
+    def _covariate(self, metric: Metric, record: UnitRecord) -> float | None:
+        if metric.covariate is None:
+            return None
+        return record.covariates[self.spec.covariates.index(metric.covariate)]
 
     def _standing(self, unit: str, record: UnitRecord) -> Standing:
-        if any(draw.choose(unit) != record.arm for draw in self._draws[record.phase + 1 :]):
+        if self.spec.bandit is not None:
+            return "switched" if record.switched else "kept"
+        later = zip(self._draws[record.phase + 1 :], self.phases[record.phase + 1 :], strict=True)
+        if any(p.weights.get(record.arm) and d.choose(unit) != record.arm for d, p in later):
             return "moved"
         return "switched" if record.switched else "kept"
 

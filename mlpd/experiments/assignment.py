@@ -8,7 +8,7 @@ from mlpd.core.errors import ValidationError
 from mlpd.experiments.rendezvous import draw, unit_bytes
 from mlpd.experiments.spec import NAMESPACE_BUCKETS, ExperimentSpec, Rule
 
-Reason = Literal["assigned", "forced", "no_unit", "holdout", "namespace", "targeting"]
+Reason = Literal["assigned", "forced", "no_unit", "holdout", "namespace", "targeting", "ended"]
 
 
 class Assignment(NamedTuple):
@@ -16,7 +16,7 @@ class Assignment(NamedTuple):
 
     `arm` is None when the request takes no part: the route then serves its default.  `propensity`
     is the probability of `arm` over the randomisation among the experiment's units; it is 1 where
-    nothing was drawn (`forced`, or no arm).  Only `assigned` counts as an exposure.
+    nothing was drawn (`forced`, `ended`, or no arm).  Only `assigned` counts as an exposure.
     """
 
     arm: str | None

@@ -4,22 +4,20 @@ from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from typing import Any
 
+import msgpack
+
 from mlpd.core.errors import DefinitionError
-from mlpd.experiments.spec import (
-    ABSENT,
-    Arm,
-    ExperimentSpec,
-    Metric,
-    Namespace,
-    Rule,
-    absent_error,
-)
+from mlpd.experiments.bandit import Bandit
+from mlpd.experiments.guardrails import Guardrail
+from mlpd.experiments.metric import Metric
+from mlpd.experiments.promotion import Promotion
+from mlpd.experiments.spec import Arm, ExperimentSpec, Namespace, Rule
 
 
 def spec_from_dict(document: Any) -> ExperimentSpec:
     """Return the spec of a document as `ExperimentSpec.to_dict` writes it; defaults may be absent.
 
-    Keys that are unknown, missing, or of a later version raise DefinitionError naming them.
+    Keys that are unknown or missing raise DefinitionError naming them.
     """
     name = document.get("name") if isinstance(document, Mapping) else None
     what = f"experiment {name!r}"
@@ -27,9 +25,20 @@ def spec_from_dict(document: Any) -> ExperimentSpec:
     values["arms"] = _arms(values["arms"], what)
     values["metrics"] = _build_all(Metric, values["metrics"], f"{what}: metrics")
     values["rules"] = _build_all(Rule, values.get("rules", ()), f"{what}: rules")
+    guardrails = values.get("guardrails", ())
+    values["guardrails"] = _build_all(Guardrail, guardrails, f"{what}: guardrails")
+    if values.get("promotion") is not None:
+        values["promotion"] = _build(Promotion, values["promotion"], f"{what}: promotion")
+    if values.get("bandit") is not None:
+        values["bandit"] = _build(Bandit, values["bandit"], f"{what}: bandit")
     if values.get("namespace") is not None:
         values["namespace"] = _build(Namespace, values["namespace"], f"{what}: namespace")
-    return ExperimentSpec(**values)
+    spec = ExperimentSpec(**values)
+    try:
+        msgpack.packb(spec.to_dict())
+    except OverflowError:
+        raise _malformed(f"{what}: an integer has more than 64 bits") from None
+    return spec
 
 
 def _arms(document: Any, what: str) -> tuple[Arm, ...]:
@@ -54,8 +63,6 @@ def _checked_keys(cls: type[Any], document: Any, what: str) -> dict[str, Any]:
         raise _malformed(f"{what}: {document!r} should be a mapping of {_keys_of(cls)}")
     known = {f.name: f for f in fields(cls)}
     for key in document:
-        if isinstance(key, str) and key in ABSENT:
-            raise absent_error(key, what)
         if key not in known:
             raise _malformed(f"{what}: unknown key {key!r}; known keys: {_keys_of(cls)}")
     for key, spec in known.items():
@@ -73,5 +80,5 @@ def _malformed(message: str) -> DefinitionError:
     return DefinitionError(
         message,
         code="invalid_experiment",
-        hint="Correct the experiment's definition and run mlpd apply again.",
+        hint="Correct the experiment's definition and send it again.",
     )

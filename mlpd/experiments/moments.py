@@ -1,15 +1,17 @@
-"""Means, variances and ratios in one pass: mergeable, replaceable, and exact far from zero."""
+"""Means, spreads, skewness and ratios in one pass: mergeable, replaceable, exact far from zero."""
 
+import math
 from collections.abc import Iterable
 from typing import NamedTuple
 
 
 class Moments(NamedTuple):
-    """Count, mean and sum of squared deviations of some values; an immutable value.
+    """Count, mean and sums of squared and cubed deviations of some values; an immutable value.
 
     Welford's recurrence keeps deviations instead of a sum of squares, so 1e9 + 0..7 has variance 6
     (a sum of squares in float64 says 0).  A proportion is the mean of zeros and ones.
-    `merge` is Chan, Golub & LeVeque's (1979); order changes the result by rounding only.
+    `merge` is Chan, Golub & LeVeque's (1979), the cubes are Pebay's (SAND2008-6212); order changes
+    the result by rounding only.
 
     >>> Moments.of([1e9 + i for i in range(8)]).variance
     6.0
@@ -18,6 +20,7 @@ class Moments(NamedTuple):
     n: int = 0
     mean: float = 0.0
     m2: float = 0.0
+    m3: float = 0.0
 
     @classmethod
     def of(cls, values: Iterable[float]) -> "Moments":
@@ -32,11 +35,23 @@ class Moments(NamedTuple):
         """Unbiased variance, m2 / (n - 1); 0 below two values."""
         return self.m2 / (self.n - 1) if self.n > 1 else 0.0
 
+    @property
+    def skewness(self) -> float:
+        """The third standardised moment, sqrt(n) m3 / m2^1.5; 0 where nothing varies.
+
+        >>> round(Moments.of([0.0] * 99 + [1.0]).skewness, 2)
+        9.85
+        """
+        spread = self.m2**1.5
+        return math.sqrt(self.n) * self.m3 / spread if spread else 0.0
+
     def add(self, value: float) -> "Moments":
         """Return the moments with one more value."""
         n = self.n + 1
-        mean = self.mean + (value - self.mean) / n
-        return Moments(n, mean, self.m2 + (value - self.mean) * (value - mean))
+        step = (value - self.mean) / n
+        square = (value - self.mean) * step * self.n
+        m3 = self.m3 + square * step * (n - 2) - 3 * step * self.m2
+        return Moments(n, self.mean + step, self.m2 + square, m3)
 
     def remove(self, value: float) -> "Moments":
         """Return the moments without a value that was added before."""
@@ -44,13 +59,14 @@ class Moments(NamedTuple):
         if n == 0:
             return Moments()
         mean = self.mean - (value - self.mean) / n
-        return Moments(n, mean, max(0.0, self.m2 - (value - self.mean) * (value - mean)))
+        step = (value - mean) / self.n
+        square = (value - mean) * step * n
+        m2 = max(0.0, self.m2 - square)
+        return Moments(n, mean, m2, self.m3 - square * step * (self.n - 2) + 3 * step * m2)
 
     def replace(self, old: float, new: float) -> "Moments":
         """Return the moments with `new` in the place of `old`, which was added before."""
-        step = new - old
-        mean = self.mean + step / self.n
-        return Moments(self.n, mean, max(0.0, self.m2 + step * (new - mean + old - self.mean)))
+        return self.remove(old).add(new)
 
     def merge(self, other: "Moments") -> "Moments":
         """Return the moments of both sets of values."""
@@ -59,7 +75,9 @@ class Moments(NamedTuple):
             return self
         step = other.mean - self.mean
         m2 = self.m2 + other.m2 + step * step * self.n * other.n / n
-        return Moments(n, self.mean + step * other.n / n, m2)
+        cubes = step**3 * self.n * other.n * (self.n - other.n) / n**2
+        m3 = self.m3 + other.m3 + cubes + 3 * step * (self.n * other.m2 - other.n * self.m2) / n
+        return Moments(n, self.mean + step * other.n / n, m2, m3)
 
 
 class RatioMoments(NamedTuple):

@@ -1,11 +1,13 @@
 """The small record kept per unit: first exposure, and its sums of outcomes; updates are pure."""
 
-import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Final, NamedTuple
 
 from mlpd.core.errors import ValidationError
-from mlpd.experiments.spec import Metric
+from mlpd.experiments.metric import Metric
+
+OUTCOME_MAX: Final = 1e100
+"""Of one outcome, in size: the sums of squares of as many as there can be stay finite."""
 
 Pair = tuple[float, float]
 """(sum of numerators, sum of denominators) of one unit and metric."""
@@ -19,33 +21,36 @@ class UnitRecord(NamedTuple):
 
     `phase` and `arm` are those of the first exposure and never change; `switched` says that a later
     exposure had another arm; `sums` has one pair per metric, in the order of the definition, and is
-    shorter before the first outcome.
+    shorter before the first outcome; `covariates` are those of the definition at the first
+    exposure, None where there was no number; `first_us` is its time, of a bandit's units alone.
     """
 
     phase: int
     arm: str
     switched: bool = False
     sums: tuple[Pair, ...] = ()
-
-    def to_row(self) -> list[Any]:
-        """Return the record as msgpack and JSON types."""
-        return [self.phase, self.arm, self.switched, [list(pair) for pair in self.sums]]
-
-    @classmethod
-    def from_row(cls, row: Sequence[Any]) -> "UnitRecord":
-        """Return the record that `to_row` wrote."""
-        phase, arm, switched, sums = row
-        return cls(phase, arm, switched, tuple((x, y) for x, y in sums))
+    covariates: tuple[float | None, ...] = ()
+    first_us: int = 0
 
 
-def expose(record: UnitRecord | None, *, phase: int, arm: str) -> UnitRecord:
+def expose(
+    record: UnitRecord | None,
+    *,
+    phase: int,
+    arm: str,
+    covariates: tuple[float | None, ...] = (),
+    first_us: int = 0,
+) -> UnitRecord:
     """Return the unit's record after an exposure to `arm` in `phase`.
+
+    `covariates`, in the order of the definition, and `first_us` are kept of the first exposure:
+    what came after it may be an effect.
 
     The very same object where nothing is to be written: all but the first exposure of a unit that
     stays in its arm.  Only assignments with reason `assigned` are exposures.
     """
     if record is None:
-        return UnitRecord(phase, arm)
+        return UnitRecord(phase, arm, covariates=covariates, first_us=first_us)
     if record.arm == arm or record.switched:
         return record
     return record._replace(switched=True)
@@ -56,7 +61,7 @@ def observe(record: UnitRecord, metrics: Sequence[Metric], outcome: Outcome) -> 
 
     Metrics that the outcome doesn't name stay as they are, names that are no metric are not read:
     one feedback may serve several experiments.  Raises ValidationError for a value that is no
-    finite number, a proportion other than 0 or 1, or a negative denominator.
+    number up to OUTCOME_MAX in size, a proportion other than 0 or 1, or a negative denominator.
     """
     return _shifted(record, metrics, outcome, 1)
 
@@ -97,25 +102,28 @@ def _pair(metric: Metric, value: float | Pair) -> Pair:
         if isinstance(value, tuple | list) and len(value) == 2:  # noqa: PLR2004 - a pair is two
             x, y = value
             if _is_finite(x) and _is_finite(y) and y >= 0:
-                return float(x), float(y)
-        raise _invalid(metric, value, "a pair of finite numbers (numerator, denominator >= 0)")
+                return metric.clip(float(x)), float(y)
+        raise _invalid(
+            metric, value, f"two numbers up to {OUTCOME_MAX:g} (numerator, denominator >= 0)"
+        )
     if metric.kind == "proportion":
         if isinstance(value, int | float) and value in (0, 1):
             return float(value), 1.0
         raise _invalid(metric, value, "0 or 1")
     if _is_finite(value):
         assert isinstance(value, int | float)
-        return float(value), 1.0
-    raise _invalid(metric, value, "a finite number")
+        return metric.clip(float(value)), 1.0
+    raise _invalid(metric, value, f"a number up to {OUTCOME_MAX:g}")
 
 
 def _is_finite(value: object) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
+    return isinstance(value, int | float) and -OUTCOME_MAX <= value <= OUTCOME_MAX
 
 
 def _invalid(metric: Metric, value: object, expected: str) -> ValidationError:
+    found = f"outcome {repr(value)[:60]} of metric {metric.name!r} ({metric.kind})"
     return ValidationError(
-        f"outcome {value!r} of metric {metric.name!r} ({metric.kind}), expected {expected}",
+        f"{found}, expected {expected}",
         code="invalid_outcome",
         hint="Send the label again with a value of the metric's kind.",
     )

@@ -1,41 +1,33 @@
 """What an experiment is: frozen, validated definitions of arms, metrics, targeting, decision."""
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Any, Final, Literal, get_args
 
 from mlpd.core.errors import DefinitionError
 from mlpd.core.names import check_identifier, check_name
+from mlpd.core.numbers import is_number
+from mlpd.experiments.bandit import Bandit
+from mlpd.experiments.guardrails import Guardrail
+from mlpd.experiments.metric import Metric, at_least
+from mlpd.experiments.promotion import Promotion
 from mlpd.experiments.rendezvous import Rendezvous, checked_total, salt
+from mlpd.experiments.sequences import Correction
 
 MIN_ARMS: Final = 2
 MAX_ARMS: Final = 20
 MAX_METRICS: Final = 20
 MAX_RULES: Final = 32
 MAX_FORCED: Final = 1000
+MAX_GUARDRAILS: Final = 10
 MAX_ALPHA: Final = 0.5
 NAMESPACE_BUCKETS: Final = 10_000
 
-MetricKind = Literal["proportion", "mean", "ratio"]
-Better = Literal["higher", "lower"]
 Method = Literal["sequence", "welch"]
-Correction = Literal["holm", "bonferroni", "bh", "none"]
 Op = Literal["eq", "ne", "lt", "le", "gt", "ge", "in", "not_in"]
 RuleValue = str | int | float | bool | tuple[str | int | float | bool, ...]
-
-ABSENT: Final = {
-    "cuped": "variance reduction by a covariate",
-    "winsorise": "winsorised metrics",
-    "guardrails": "guardrails with automatic action",
-    "promotion": "automatic promotion",
-    "bandit": "bandit weights",
-    "interleaving": "team-draft interleaving",
-    "bayesian": "Bayesian chance to win",
-}
-"""What this version doesn't have; asking for it is an error, never silently ignored."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,21 +36,6 @@ class Arm:
 
     name: str
     weight: float = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class Metric:
-    """One outcome by name, compared between arms per randomisation unit.
-
-    Outcomes arrive per prediction.  A unit's value is (sum of numerators, sum of denominators):
-    `proportion` counts outcomes of 0 or 1 over their number, `mean` sums finite numbers over their
-    number, `ratio` takes a pair (numerator, denominator >= 0) per outcome.  All three are therefore
-    ratio metrics clustered by unit; with one outcome per unit, the first two are plain means.
-    """
-
-    name: str
-    kind: MetricKind = "proportion"
-    better: Better = "higher"
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +76,13 @@ class ExperimentSpec:
     - `forced` maps units of testers to arms; they are served so and never analysed.
     - `rules` must all match for a request to take part.
     - `correction` is over all metrics and arms of this experiment.
+    - `guardrails` stop an arm that breaks one: its weight becomes 0, and stays so for
+      `cool_down_s` unless it is forced.
+    - `promotion` gives all traffic to an arm that is shown to do no harm.
+    - `bandit` moves traffic to arms that are likely to be the best, bit by bit; units stay in the
+      arm that they saw first.
+    - `interleaving` shows each unit one list of both arms' picks, instead of one arm: of two arms
+      of equal weight, on the metric `label`, and without what moves traffic.
     """
 
     name: str
@@ -114,6 +98,11 @@ class ExperimentSpec:
     namespace: Namespace | None = None
     rules: tuple[Rule, ...] = ()
     forced: Mapping[str, str] = field(default_factory=dict)
+    guardrails: tuple[Guardrail, ...] = ()
+    cool_down_s: float = 86_400.0
+    promotion: Promotion | None = None
+    bandit: Bandit | None = None
+    interleaving: bool = False
 
     def __post_init__(self) -> None:
         """Check everything, and fill in the control arm."""
@@ -124,11 +113,18 @@ class ExperimentSpec:
         self._check_numbers()
         self._check_namespace()
         self._check_rules()
+        self._check_automation()
 
     @cached_property
     def weights(self) -> dict[str, float]:
         """Weight by arm name, in the order of the definition."""
         return {arm.name: float(arm.weight) for arm in self.arms}
+
+    @cached_property
+    def covariates(self) -> tuple[str, ...]:
+        """The covariates of all metrics, each once, in the order of the definition."""
+        named = (metric.covariate for metric in self.metrics)
+        return tuple(dict.fromkeys(name for name in named if name is not None))
 
     @cached_property
     def exposure(self) -> Rendezvous:
@@ -158,7 +154,7 @@ class ExperimentSpec:
             "name": self.name,
             "unit": self.unit,
             "arms": self.weights,
-            "metrics": [{"name": m.name, "kind": m.kind, "better": m.better} for m in self.metrics],
+            "metrics": [metric.to_dict() for metric in self.metrics],
             "planned_units": self.planned_units,
             "control": self.control,
             "alpha": self.alpha,
@@ -169,6 +165,11 @@ class ExperimentSpec:
             and {"name": namespace.name, "start": namespace.start, "end": namespace.end},
             "rules": [{"field": r.field, "op": r.op, "value": r.value} for r in self.rules],
             "forced": dict(self.forced),
+            "guardrails": [guardrail.to_dict() for guardrail in self.guardrails],
+            "cool_down_s": self.cool_down_s,
+            "promotion": self.promotion and self.promotion.to_dict(),
+            "bandit": self.bandit and self.bandit.to_dict(),
+            "interleaving": self.interleaving,
         }
 
     def _check_arms(self) -> None:
@@ -178,7 +179,7 @@ class ExperimentSpec:
         for arm in self.arms:
             check_name(arm.name, f"experiment {self.name!r}: arm")
             found = f"weight of arm {arm.name!r} is {arm.weight!r}"
-            self._require(_is_number(arm.weight), found, "a finite number >= 0")
+            self._require(is_number(arm.weight), found, "a finite number >= 0")
         self._require(len(set(names)) == count, f"arms are {names}", "different names")
         checked_total({arm.name: arm.weight for arm in self.arms})
         if not self.control:
@@ -199,16 +200,16 @@ class ExperimentSpec:
         self._require(1 <= count <= MAX_METRICS, f"it has {count} metrics", f"1 to {MAX_METRICS}")
         for metric in self.metrics:
             check_identifier(metric.name, f"experiment {self.name!r}: metric")
-            self._require_one_of(metric.kind, get_args(MetricKind), f"kind of {metric.name!r}")
-            self._require_one_of(metric.better, get_args(Better), f"better of {metric.name!r}")
+            for ok, found, expected in metric.problems():
+                self._require(ok, found, expected)
         self._require(len(set(names)) == count, f"metrics are {names}", "different names")
 
     def _check_numbers(self) -> None:
         planned, alpha, holdout = self.planned_units, self.alpha, self.holdout
         self._require(_is_int(planned, 1), f"planned_units is {planned!r}", "an integer >= 1")
-        in_range = _is_number(alpha) and 0 < alpha < MAX_ALPHA
+        in_range = is_number(alpha) and 0 < alpha < MAX_ALPHA
         self._require(in_range, f"alpha is {alpha!r}", f"0 < alpha < {MAX_ALPHA}")
-        in_range = _is_number(holdout) and 0 <= holdout < 1
+        in_range = is_number(holdout) and 0 <= holdout < 1
         self._require(in_range, f"holdout is {holdout!r}", "a share of units, 0 <= holdout < 1")
         self._require_one_of(self.method, get_args(Method), "method")
         self._require_one_of(self.correction, get_args(Correction), "correction")
@@ -233,9 +234,50 @@ class ExperimentSpec:
             expected = "a list of values" if wants_many else "one value"
             self._require(isinstance(rule.value, tuple) == wants_many, found, expected)
 
+    def _check_automation(self) -> None:
+        count = len(self.guardrails)
+        self._require(
+            count <= MAX_GUARDRAILS, f"it has {count} guardrails", f"at most {MAX_GUARDRAILS}"
+        )
+        seconds = self.cool_down_s
+        found = f"cool_down_s is {seconds!r}"
+        self._require(at_least(seconds, 0), found, "a number of seconds >= 0")
+        metrics = [metric.name for metric in self.metrics]
+        problems = [part.problems(metrics) for part in self.guardrails]
+        if self.promotion is not None:
+            problems.append(self.promotion.problems(metrics))
+        if self.bandit is not None:
+            problems.append(self.bandit.problems(metrics, len(self.arms)))
+            found = "it has a bandit and a promotion"
+            self._require(self.promotion is None, found, "one of them: both move all traffic")
+        for ok, found, expected in chain.from_iterable(problems):
+            self._require(ok, found, expected)
+        self._require(
+            isinstance(self.interleaving, bool),
+            f"interleaving is {self.interleaving!r}",
+            "true or false",
+        )
+        if self.interleaving:
+            self._check_interleaving()
+        names = [guardrail.name for guardrail in self.guardrails]  # texts, as checked above
+        self._require(len(set(names)) == count, f"guardrails are on {names}", "different things")
+
+    def _check_interleaving(self) -> None:
+        what = "it is interleaved with"
+        weights = list(self.weights.values())
+        even = len(weights) == MIN_ARMS and weights[0] == weights[1]
+        self._require(even, f"{what} arms {self.weights}", "two arms of equal weight")
+        names = [metric.name for metric in self.metrics]
+        self._require(names == ["label"], f"{what} metrics {names}", "label alone: a click is 1")
+        parts = {
+            "guardrails": self.guardrails,
+            "a promotion": self.promotion,
+            "a bandit": self.bandit,
+        }
+        for name, part in parts.items():
+            self._require(not part, f"{what} {name}", "none: a list is of both arms")
+
     def _require_one_of(self, value: object, choices: Sequence[str], what: str) -> None:
-        if isinstance(value, str) and value in ABSENT:
-            raise absent_error(value, f"experiment {self.name!r}")
         self._require(value in choices, f"{what} is {value!r}", f"one of {', '.join(choices)}")
 
     def _require(self, ok: bool, found: str, expected: str) -> None:
@@ -243,7 +285,7 @@ class ExperimentSpec:
             raise DefinitionError(
                 f"experiment {self.name!r}: {found}, expected {expected}",
                 code="invalid_experiment",
-                hint="Correct the experiment's definition and run mlpd apply again.",
+                hint="Correct the experiment's definition and send it again.",
             )
 
 
@@ -267,18 +309,5 @@ def check_disjoint(specs: Iterable[ExperimentSpec]) -> None:
             )
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
 def _is_int(value: object, low: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= low
-
-
-def absent_error(key: str, what: str) -> DefinitionError:
-    """Return the error for asking `what` to have one of `ABSENT`."""
-    return DefinitionError(
-        f"{what}: {key!r} ({ABSENT[key]}) is not part of this version",
-        code="not_available",
-        hint="Use method 'sequence' or 'welch' with fixed weights.",
-    )

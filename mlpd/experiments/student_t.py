@@ -1,6 +1,7 @@
 """Student's t-distribution in plain Python: importing scipy.stats would cost the daemon 1.8 s."""
 
 import math
+from statistics import NormalDist
 
 from mlpd.core.errors import InternalError
 
@@ -30,16 +31,23 @@ def t_survival(t: float, df: float) -> float:
 
 
 def t_upper_quantile(q: float, df: float) -> float:
-    """Return the t with P(T > t) = q, for 0 < q < 0.5, by bisection.  Costs about 1 to 5 ms."""
-    low, high = 0.0, 1.0
-    while t_survival(high, df) > q:
-        low, high = high, 2 * high
-    while low < (middle := (low + high) / 2) < high:
-        if t_survival(middle, df) > q:
-            low = middle
-        else:
-            high = middle
-    return high
+    """Return the t with P(T > t) = q, for 0 < q < 0.5.  Costs about 0.2 ms.
+
+    Newton's method from the normal quantile, which is smaller: the tail is convex, so every step
+    stays below the root and comes closer.
+    """
+    t = -NormalDist().inv_cdf(q)
+    for _ in range(_MAX_STEPS):
+        step = (t_survival(t, df) - q) / _density(t, df)
+        if not step > t * _EPSILON:
+            return t
+        t += step
+    raise InternalError(f"the quantile of t at {q} did not converge for df={df}")
+
+
+def _density(t: float, df: float) -> float:
+    exponent = _log_gamma_step(df / 2) - math.log(df * math.pi) / 2
+    return math.exp(exponent - (df + 1) / 2 * math.log1p(t * t / df))
 
 
 def _normal_equivalent(t: float, df: float) -> float:

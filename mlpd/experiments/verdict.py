@@ -1,47 +1,31 @@
 """Compares arms phase by phase, guards against small numbers, and says what may be concluded."""
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Final, Literal, NamedTuple
+from dataclasses import dataclass, fields, replace
+from itertools import chain
+from typing import Any, Final, Literal
 
-from mlpd.experiments.moments import RatioMoments
-from mlpd.experiments.records import Pair
-from mlpd.experiments.sequences import Interval, adjust, confidence_sequence, welch, welch_df
-from mlpd.experiments.spec import ExperimentSpec, Metric
+from mlpd.core.sequences import Interval, confidence_sequence
+from mlpd.experiments.answers import (
+    BayesianAnswer,
+    FixedAnswer,
+    bayesian_answer,
+    fixed_answer,
+)
+from mlpd.experiments.estimates import Cell, Combined, combine, pooled_theta, strata_of
+from mlpd.experiments.metric import Metric
+from mlpd.experiments.sequences import adjust
+from mlpd.experiments.spec import ExperimentSpec
 
 MIN_UNITS: Final = 100
 MIN_EVENTS: Final = 25
-"""A 99/1 canary judged on fewer has 78 % false positives: normality isn't there yet."""
+"""A 99/1 canary judged on fewer has 78 % false positives: normality isn't there yet.
+
+A rare proportion's squared skewness is 1 / rate, so 25 events are 25 squared skewnesses; skewed
+amounts are asked for as many units: without, a 99/1 split of them has 13 %.
+"""
 
 Verdict = Literal["better", "worse", "undecided", "insufficient", "blocked"]
-
-
-class Cell(NamedTuple):
-    """One metric in one arm and phase: moments over units that have an outcome.
-
-    `events` counts units with a numerator other than 0, `non_events` units with a numerator other
-    than the denominator: for a proportion, units with a 1 and units with a 0 among their outcomes.
-    """
-
-    moments: RatioMoments = RatioMoments()
-    events: int = 0
-    non_events: int = 0
-
-    def change(self, old: Pair | None, new: Pair | None) -> "Cell":
-        """Return the cell after a unit's pair went from `old` to `new`; None means not in here."""
-        moments, events, non_events = self
-        if old is not None:
-            events, non_events = events - (old[0] != 0), non_events - (old[0] != old[1])
-        if new is not None:
-            events, non_events = events + (new[0] != 0), non_events + (new[0] != new[1])
-        if old is not None and new is not None:
-            moments = moments.replace(old, new)
-        elif old is not None:
-            moments = moments.remove(*old)
-        elif new is not None:
-            moments = moments.add(*new)
-        return Cell(moments, events, non_events)
 
 
 Cells = Mapping[tuple[int, str, str], Cell]
@@ -53,8 +37,10 @@ class Comparison:
     """One arm against the control on one metric; the numbers are None while data is insufficient.
 
     `difference` = value - control_value, both weighted by the traffic of the phases used;
-    [`low`, `high`] is its interval at the experiment's alpha, uncorrected; `relative` divides by
-    the control's value.  `units` counts both arms in the phases used.
+    [`low`, `high`] is its interval at the experiment's alpha, by its method, uncorrected;
+    `relative` divides by the control's value.  `units` counts both arms in the phases used.
+    `fixed` and `bayesian` are what other schools say; the verdict is the method's.
+    `theta` and `variance_kept` (adjusted over plain variance) are set where a covariate adjusts.
     """
 
     metric: str
@@ -73,10 +59,17 @@ class Comparison:
     p_adjusted: float = 1.0
     verdict: Verdict = "insufficient"
     reason: str = ""
+    fixed: FixedAnswer | None = None
+    bayesian: BayesianAnswer | None = None
+    theta: float | None = None
+    variance_kept: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON shape."""
-        return asdict(self)
+        found = {f.name: getattr(self, f.name) for f in fields(self)}
+        for name in ("fixed", "bayesian"):
+            found[name] = found[name] and found[name]._asdict()
+        return found
 
 
 def compare_arms(
@@ -100,9 +93,10 @@ def compare_arms(
 
 
 def shortfall(metric: Metric, arm: str, cell: Cell) -> str | None:
-    """Return what the guard misses in a cell, or None: >= 100 units, >= 25 events (and non-events).
+    """Return what the guard misses in a cell, or None.
 
-    Non-events are asked of proportions only: a mean of continuous numbers has none.
+    It asks for 100 units and 25 events; of a proportion for 25 non-events, too; of other metrics
+    for 25 squared skewnesses of units.
     """
     if cell.moments.n < MIN_UNITS:
         return f"{arm} has {cell.moments.n} of {MIN_UNITS} units with an outcome"
@@ -110,6 +104,9 @@ def shortfall(metric: Metric, arm: str, cell: Cell) -> str | None:
         return f"{arm} has {cell.events} of {MIN_EVENTS} units with an event"
     if metric.kind == "proportion" and cell.non_events < MIN_EVENTS:
         return f"{arm} has {cell.non_events} of {MIN_EVENTS} units with a non-event"
+    skewness = cell.moments.x.skewness
+    if metric.kind != "proportion" and cell.moments.n < (asked := MIN_EVENTS * skewness**2):
+        return f"{arm} has {cell.moments.n} of {asked:.0f} units at a skewness of {skewness:.1f}"
     return None
 
 
@@ -118,7 +115,15 @@ def _compare(
 ) -> Comparison:
     """Return the comparison without its verdict, or insufficient with the last phase's reason."""
     empty = Comparison(metric.name, arm, spec.control)
-    strata: list[tuple[RatioMoments, RatioMoments]] = []
+    pairs, missing = usable_pairs(spec, metric, arm, phases, cells)
+    return _estimated(spec, metric, empty, pairs) if pairs else replace(empty, reason=missing)
+
+
+def usable_pairs(
+    spec: ExperimentSpec, metric: Metric, arm: str, phases: int, cells: Cells
+) -> tuple[list[tuple[Cell, Cell]], str]:
+    """Return (control, treated) of each phase that passes the guard, and what one lacks."""
+    pairs: list[tuple[Cell, Cell]] = []
     missing = "no phase has begun"
     for phase in range(phases):
         control, treated = (
@@ -128,51 +133,44 @@ def _compare(
         if lack:
             missing = f"in phase {phase + 1}, {lack}"  # people count from 1
         else:
-            strata.append((control.moments, treated.moments))
-    return _combined(spec, empty, strata) if strata else replace(empty, reason=missing)
+            pairs.append((control, treated))
+    return pairs, missing
 
 
-def _combined(
-    spec: ExperimentSpec, empty: Comparison, strata: Sequence[tuple[RatioMoments, RatioMoments]]
+def _estimated(
+    spec: ExperimentSpec, metric: Metric, empty: Comparison, pairs: Sequence[tuple[Cell, Cell]]
 ) -> Comparison:
-    units = sum(control.n + treated.n for control, treated in strata)
-    shares = [(control.n + treated.n) / units for control, treated in strata]
-    control_value = sum(s * c.ratio for s, (c, _) in zip(shares, strata, strict=True))
-    value = sum(s * t.ratio for s, (_, t) in zip(shares, strata, strict=True))
-    parts = [
-        (s * s * arm.ratio_variance, arm.n)
-        for s, arms in zip(shares, strata, strict=True)
-        for arm in arms
-    ]
-    std_error = math.sqrt(sum(variance for variance, _ in parts))
-    found = _interval(spec, value - control_value, std_error, units, parts)
+    theta = None if metric.covariate is None else pooled_theta(chain.from_iterable(pairs))
+    found = combine(strata_of(pairs, theta=theta))
+    plain = found.std_error if theta is None else combine(strata_of(pairs, theta=None)).std_error
+    fixed = fixed_answer(found, alpha=spec.alpha)
+    answer = fixed.interval if spec.method == "welch" else _sequence(spec, found)
+    base = found.control_value
     return replace(
         empty,
-        units=units,
-        phases=len(strata),
-        value=value,
-        control_value=control_value,
-        difference=value - control_value,
-        relative=(value - control_value) / control_value if control_value else None,
-        std_error=std_error,
-        low=found.low,
-        high=found.high,
-        p_value=found.p_value,
+        units=found.units,
+        phases=len(pairs),
+        value=found.value,
+        control_value=base,
+        difference=found.difference,
+        relative=found.difference / base if base else None,
+        std_error=found.std_error,
+        **answer._asdict(),
         verdict="undecided",
+        fixed=fixed,
+        bayesian=bayesian_answer(found, metric, alpha=spec.alpha),
+        theta=theta,
+        variance_kept=(found.std_error / plain) ** 2 if theta is not None and plain else None,
     )
 
 
-def _interval(
-    spec: ExperimentSpec,
-    difference: float,
-    std_error: float,
-    units: int,
-    parts: Sequence[tuple[float, int]],
-) -> Interval:
-    if spec.method == "welch":
-        return welch(difference, std_error, welch_df(parts), alpha=spec.alpha)
+def _sequence(spec: ExperimentSpec, found: Combined) -> Interval:
     return confidence_sequence(
-        difference, std_error, units, planned_units=spec.planned_units, alpha=spec.alpha
+        found.difference,
+        found.std_error,
+        found.units,
+        planned_units=spec.planned_units,
+        alpha=spec.alpha,
     )
 
 
@@ -191,8 +189,8 @@ def _judged(
         return replace(comparison, reason=reason)
     if comparison.p_adjusted >= spec.alpha:
         return replace(comparison, reason=_undecided_reason(spec, comparison))
-    better = next(metric.better for metric in spec.metrics if metric.name == comparison.metric)
-    wins = (comparison.difference > 0) == (better == "higher")
+    metric = next(metric for metric in spec.metrics if metric.name == comparison.metric)
+    wins = comparison.difference * metric.sign > 0
     reason = f"p = {comparison.p_adjusted:.3g} < alpha = {spec.alpha:g} ({spec.method})"
     return replace(comparison, verdict="better" if wins else "worse", reason=reason)
 

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlpd.core.errors import DefinitionError, InternalError
+from mlpd.core.sequences import sequence_multiplier
 from mlpd.experiments.analysis import (
     MAX_PHASES,
     ExperimentResult,
@@ -17,9 +18,9 @@ from mlpd.experiments.analysis import (
     advance,
 )
 from mlpd.experiments.assignment import assign
+from mlpd.experiments.metric import Metric
 from mlpd.experiments.records import UnitRecord, expose, observe
-from mlpd.experiments.sequences import sequence_multiplier
-from mlpd.experiments.spec import Arm, ExperimentSpec, Metric
+from mlpd.experiments.spec import Arm, ExperimentSpec
 from mlpd.experiments.verdict import Comparison
 
 EVEN, RAMP = {"v1": 1.0, "v2": 1.0}, {"v1": 9.0, "v2": 1.0}
@@ -314,18 +315,14 @@ def brute_force_cells(
     }
 
 
-@given(EVENTS)
-def test_states_round_trip_through_json(events: list[tuple[int, str, dict[str, float]]]) -> None:
-    state = ExperimentState(SPEC, ONE_PHASE)
-    records: Records = {}
-    for number, arm, outcome in events:
-        old = records.get(f"N{number}")
-        new = observe(expose(old, phase=0, arm=arm), SPEC.metrics, outcome)
-        state.apply(f"N{number}", old, new)
-        records[f"N{number}"] = new
-    again = ExperimentState.from_dict(json.loads(json.dumps(state.to_dict())))
-    assert again == state
-    assert again.result().to_dict() == state.result().to_dict()
+def test_units_of_an_arm_that_ended_stay_where_they_were_assigned() -> None:
+    records = one_phase({"v1": (200, 60), "v2": (200, 30)})
+    ended = advance(ONE_PHASE, {"v1": 1.0, "v2": 0.0}, 5)
+    state = ExperimentState.from_records(SPEC, ended, records.items())
+    assert state.standing == {"kept": 400}
+    assert verdict_of(records).difference == comparison_of(state.result()).difference
+    back = ExperimentState.from_records(SPEC, advance(ended, RAMP, 9), records.items())
+    assert 0 < back.standing["moved"] < 200  # fewer units see v2 again than did
 
 
 def test_results_are_json_with_a_table_per_phase() -> None:

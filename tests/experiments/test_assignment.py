@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 
 from mlpd.core.errors import ValidationError
 from mlpd.experiments.assignment import Assignment, assign, matches
+from mlpd.experiments.metric import Metric
 from mlpd.experiments.rendezvous import Rendezvous
-from mlpd.experiments.spec import Arm, ExperimentSpec, Metric, Namespace, Op, Rule
+from mlpd.experiments.spec import Arm, ExperimentSpec, Namespace, Op, Rule
 
 UNITS = [f"N{i}" for i in range(5_000)]
 

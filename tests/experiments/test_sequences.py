@@ -7,14 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats  # type: ignore[import-untyped]  # ships no types
 
-from mlpd.experiments.sequences import (
-    adjust,
-    confidence_sequence,
-    rho_squared,
-    sequence_multiplier,
-    welch,
-    welch_df,
-)
+from mlpd.core.sequences import confidence_sequence, rho_squared, sequence_multiplier
+from mlpd.experiments.sequences import adjust, welch, welch_df
 from mlpd.experiments.student_t import t_survival, t_upper_quantile
 
 P_VALUES = st.lists(st.floats(0, 1), min_size=1, max_size=12)
