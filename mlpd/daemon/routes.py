@@ -22,7 +22,8 @@ from mlpd.experiments.rendezvous import Rendezvous
 from mlpd.registry.models import Registry
 from mlpd.serving.package import ModelPackage
 from mlpd.serving.routes import RouteSpec, diff_routes
-from mlpd.serving.table import LiveRoute, ModelTable
+from mlpd.serving.snapshot import LiveRoute
+from mlpd.serving.table import ModelTable
 from mlpd.storage.environment import Environment
 from mlpd.storage.tables import Table
 from mlpd.storage.transactions import WriteTransaction

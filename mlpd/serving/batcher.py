@@ -16,15 +16,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mlpd.core.deadlines import check_deadline, too_late
 from mlpd.core.errors import (
-    DeadlineExceededError,
     MlpdError,
     OverloadedError,
     TooLargeError,
     UnavailableError,
     ValidationError,
 )
-from mlpd.serving.jobs import BATCH_ROWS, Job, Lane, Outcome, Payload, attempt, execute
+from mlpd.serving.jobs import (
+    BATCH_ROWS,
+    USUAL_PRIORITY,
+    Job,
+    Lane,
+    Outcome,
+    Payload,
+    attempt,
+    execute,
+)
 from mlpd.serving.sessions import Scores, Session
 from mlpd.serving.statistics import Execution
 
@@ -63,10 +72,16 @@ class Batcher:
         return self._pending_rows
 
     async def predict(
-        self, session: Session, features: NDArray[np.float64], *, deadline_s: float | None = None
+        self,
+        session: Session,
+        features: NDArray[np.float64],
+        *,
+        deadline_s: float | None = None,
+        priority: int = USUAL_PRIORITY,
     ) -> Scores:
         """Return raw scores and scores of float64 [n, F]: the bits that a lone run gives.
 
+        `priority`: one of PRIORITIES; what waits with a smaller number is taken first.
         Raises ValidationError (`wrong_shape`), DeadlineExceededError, OverloadedError (details
         `retry_after_s`), TooLargeError, UnavailableError after `close`, or what the run raised.
         """
@@ -80,9 +95,9 @@ class Batcher:
             outcome: Scores = self._run_inline(session, features, rows)
             return outcome
         if rows <= BATCH_ROWS:
-            waiting: Scores = await self._enqueue(session, features, rows, deadline_s)
+            waiting: Scores = await self._enqueue(session, features, rows, deadline_s, priority)
             return waiting
-        return await self._predict_in_chunks(session, features, deadline_s)
+        return await self._predict_in_chunks(session, features, deadline_s, priority)
 
     async def predict_named(
         self,
@@ -91,6 +106,7 @@ class Batcher:
         rows: int,
         *,
         deadline_s: float | None = None,
+        priority: int = USUAL_PRIORITY,
     ) -> dict[str, NDArray[Any]]:
         """Return the outputs of a user's graph, never merged with another request.
 
@@ -102,7 +118,7 @@ class Batcher:
         if self._may_run_inline(session, rows):
             outputs = self._run_inline(session, inputs, rows)
         else:
-            outputs = await self._enqueue(session, inputs, rows, deadline_s)
+            outputs = await self._enqueue(session, inputs, rows, deadline_s, priority)
         return outputs
 
     async def close(self) -> None:
@@ -117,8 +133,7 @@ class Batcher:
     def _admit(self, rows: int, deadline_s: float | None) -> None:
         if self._closed:
             raise _stopping()
-        if deadline_s is not None and time.monotonic() >= deadline_s:
-            raise _too_late("it arrived")
+        check_deadline(deadline_s, "it came to the model")
         if rows > self._pending_rows_max:
             raise TooLargeError(
                 f"a request of {rows} rows is over the limit of {self._pending_rows_max}",
@@ -147,11 +162,16 @@ class Batcher:
         return outcome
 
     async def _predict_in_chunks(
-        self, session: Session, features: NDArray[np.float64], deadline_s: float | None
+        self,
+        session: Session,
+        features: NDArray[np.float64],
+        deadline_s: float | None,
+        priority: int,
     ) -> Scores:
         chunks = []
         for start in range(0, len(features), BATCH_ROWS):
-            job = _new_job(chunk := features[start : start + BATCH_ROWS], len(chunk), deadline_s)
+            chunk = features[start : start + BATCH_ROWS]
+            job = _new_job(chunk, len(chunk), deadline_s, priority)
             self._push_bulk(session, job)
             chunks.append(job.future)
         try:
@@ -163,9 +183,14 @@ class Batcher:
         return Scores(np.concatenate(raws), np.concatenate(scores))
 
     def _enqueue(
-        self, session: Session, payload: Payload, rows: int, deadline_s: float | None
+        self,
+        session: Session,
+        payload: Payload,
+        rows: int,
+        deadline_s: float | None,
+        priority: int,
     ) -> "asyncio.Future[Any]":
-        job = _new_job(payload, rows, deadline_s)
+        job = _new_job(payload, rows, deadline_s, priority)
         if _is_quick(session, rows):
             self._pending_rows += rows
             self._quick.push(session, job)
@@ -230,7 +255,7 @@ class Batcher:
         now_s, live = time.monotonic(), []
         for job in jobs:
             if job.deadline_s is not None and now_s >= job.deadline_s:
-                self._settle(job, _too_late("its turn came"))
+                self._settle(job, too_late("its turn came"))
             elif job.future.done():
                 self._settle(job, None)
             else:
@@ -266,9 +291,9 @@ class Batcher:
             job.future.set_result(outcome)
 
 
-def _new_job(payload: Payload, rows: int, deadline_s: float | None) -> Job:
+def _new_job(payload: Payload, rows: int, deadline_s: float | None, priority: int) -> Job:
     future = asyncio.get_running_loop().create_future()
-    return Job(payload, rows, deadline_s, time.perf_counter_ns(), future)
+    return Job(payload, rows, deadline_s, time.perf_counter_ns(), future, priority)
 
 
 def _is_quick(session: Session, rows: int) -> bool:
@@ -293,13 +318,6 @@ def _checked(session: Session, features: NDArray[np.float64]) -> NDArray[np.floa
             hint="Send one value for each feature of the model's signature, in its order.",
         )
     return np.ascontiguousarray(features)
-
-
-def _too_late(when: str) -> MlpdError:
-    return DeadlineExceededError(
-        f"the deadline of the prediction had passed when {when}; nothing was run",
-        hint="Allow more time, or send less at a time.",
-    )
 
 
 def _stopping() -> MlpdError:

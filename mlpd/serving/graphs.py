@@ -13,12 +13,21 @@ from mlpd.core.errors import MlpdError, ValidationError
 from mlpd.serving.datatypes import ONNX_DATATYPES
 from mlpd.serving.package import Signature, TensorSpec
 
-ORT_ERRORS: tuple[type[Exception], ...] = tuple(
-    error
-    for error in vars(_errors).values()
-    if isinstance(error, type) and issubclass(error, Exception)
+ORT_ERRORS: tuple[type[Exception], ...] = (
+    *(
+        error
+        for error in vars(_errors).values()
+        if isinstance(error, type) and issubclass(error, Exception)
+    ),
+    UnicodeDecodeError,
 )
-"""All that onnxruntime raises; its classes share no base but Exception."""
+"""All that onnxruntime raises; its classes share no base but Exception.
+
+Its messages quote names out of the file: where those are no UTF-8, that error comes in their place.
+"""
+
+MISSING_KEY = "mlpd.missing"
+"""In a user's file: whether NaN in its inputs is refused."""
 
 _SILENT = 4  # only fatal messages: every error is raised and reported by us
 
@@ -27,14 +36,31 @@ def read_signature(onnx: bytes, what: str = "the model") -> Signature:
     """Return the inputs and outputs of an ONNX file as its graph names them.
 
     Builds a session; for untrusted bytes do it in a child process with a memory limit.
-    Raises ValidationError as `Session` does, or code="unsupported_tensor" for a sequence or map.
+    Raises ValidationError as `Session` does, code="unsupported_tensor" for a sequence or map, or
+    "invalid_model" for metadata that says nothing known of missing values.
     """
     refuse_external_data(onnx, what)
     inference = build_inference(onnx, what)
     return Signature(
         inputs=tuple(tensor_spec(node, what) for node in inference.get_inputs()),
         outputs=tuple(tensor_spec(node, what) for node in inference.get_outputs()),
+        refuses_missing=_refuses_missing(inference, what),
     )
+
+
+def _refuses_missing(inference: Any, what: str) -> bool:
+    """Return what the file's metadata says of NaN: MISSING_KEY is `refuse`, `allow`, or absent."""
+    try:
+        said = inference.get_modelmeta().custom_metadata_map.get(MISSING_KEY, "allow")
+    except ORT_ERRORS as error:
+        raise _invalid(what, error) from error
+    if said not in ("refuse", "allow"):
+        raise ValidationError(
+            f"{what} says {MISSING_KEY} = {said[:60]!r} in its metadata",
+            code="invalid_model",
+            hint="Known are refuse and allow; onnx.helper.set_model_props sets it.",
+        )
+    return bool(said == "refuse")
 
 
 def refuse_external_data(onnx: bytes, what: str) -> None:
@@ -45,19 +71,23 @@ def refuse_external_data(onnx: bytes, what: str) -> None:
     """
     if b"location" not in onnx:
         return
-    import onnx as onnx_format  # noqa: PLC0415 - 0.2 s, and hardly any file has the word
-    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # noqa: PLC0415
-
-    try:
-        model = onnx_format.ModelProto.FromString(onnx)
-    except DecodeError as error:
-        raise _invalid(what, error) from error
-    if _has_external_data(model):
+    if _has_external_data(parse_model(onnx, what)):
         raise ValidationError(
             f"{what} keeps tensors in external files, which are never read",
             code="external_data",
             hint="Save it as one file: onnx.save(model, path, save_as_external_data=False).",
         )
+
+
+def parse_model(onnx: bytes, what: str) -> Any:
+    """Return the ModelProto in the bytes; raises ValidationError(code="invalid_model")."""
+    import onnx as onnx_format  # noqa: PLC0415 - 0.2 s, and the daemon hardly ever needs it
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # noqa: PLC0415
+
+    try:
+        return onnx_format.ModelProto.FromString(onnx)
+    except DecodeError as error:
+        raise _invalid(what, error) from error
 
 
 def _has_external_data(message: Any) -> bool:

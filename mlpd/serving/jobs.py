@@ -17,6 +17,11 @@ from mlpd.serving.statistics import Execution
 BATCH_ROWS = 256
 """Most rows in one run of a graph."""
 
+PRIORITIES = (1, 2, 3)
+"""Jobs of a smaller number go first."""
+
+USUAL_PRIORITY = 2
+
 Payload = NDArray[np.float64] | Mapping[str, NDArray[Any]]
 Outcome = Scores | dict[str, NDArray[Any]] | Exception
 
@@ -30,32 +35,37 @@ class Job:
     deadline_s: float | None
     arrived_ns: int
     future: "asyncio.Future[Any]"
+    priority: int = USUAL_PRIORITY
 
 
 class Lane:
-    """Waiting jobs by session; sessions take turns, jobs of one keep their order."""
+    """Waiting jobs by priority and session; sessions take turns, jobs of one keep their order."""
 
     def __init__(self) -> None:
-        self._queues: dict[Session, deque[Job]] = {}
+        self._queues: dict[int, dict[Session, deque[Job]]] = {}
 
     def __bool__(self) -> bool:
         return bool(self._queues)
 
     def push(self, session: Session, job: Job) -> None:
-        """Add a job behind its session's others."""
-        queue = self._queues.get(session)
+        """Add a job behind its session's others of the same priority."""
+        queues = self._queues.setdefault(job.priority, {})
+        queue = queues.get(session)
         if queue is None:
-            queue = self._queues[session] = deque()
+            queue = queues[session] = deque()
         queue.append(job)
 
     def take(self, budget_us: float) -> tuple[Session, list[Job]]:
         """Return the next session and its first jobs: one, and more while they fit.
 
-        They fit up to BATCH_ROWS rows and an estimate of `budget_us`.  A job on named tensors
-        comes alone: a foreign graph may mix the rows of a batch.
+        They have the same priority, the first that waits, and fit up to BATCH_ROWS rows and an
+        estimate of `budget_us`.  A job on named tensors comes alone: a foreign graph may mix the
+        rows of a batch.
         """
-        session, queue = next(iter(self._queues.items()))
-        del self._queues[session]
+        priority = min(self._queues)
+        queues = self._queues[priority]
+        session, queue = next(iter(queues.items()))
+        del queues[session]
         jobs = [queue.popleft()]
         rows = jobs[0].rows
         while queue and _mergeable(jobs[0], queue[0]):
@@ -64,14 +74,17 @@ class Lane:
                 break
             jobs.append(queue.popleft())
         if queue:
-            self._queues[session] = queue  # at the end of the order
+            queues[session] = queue  # at the end of the order
+        if not queues:
+            del self._queues[priority]
         return session, jobs
 
     def drain(self) -> Iterator[Job]:
         """Take all jobs out, in any order."""
         while self._queues:
-            _, queue = self._queues.popitem()
-            yield from queue
+            _, queues = self._queues.popitem()
+            for queue in queues.values():
+                yield from queue
 
 
 def _mergeable(first: Job, second: Job) -> bool:

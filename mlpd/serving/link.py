@@ -26,7 +26,8 @@ class Link:
     """Applies one link; any thread may call it.
 
     `spec` is what the exporter wrote: `{"kind": "identity" | "reg_sqrt" | "exp" | "softmax"}` or
-    `{"kind": "sigmoid", "scale": s}` (with several outputs that is LightGBM's `multiclassova`).
+    `{"kind": "sigmoid", "scale": s}` (with several outputs that is LightGBM's `multiclassova`),
+    each with `"average_of": n` for a random forest, whose raw scores are sums over n rounds.
     Raises ValidationError(code="unknown_link") for anything else.  Constructing blocks for a
     compile when the kernel cache is cold: do it in a thread.
     """
@@ -42,6 +43,9 @@ class Link:
 
 def _build(spec: Mapping[str, Any]) -> Callable[[Floats], Floats]:
     match spec:
+        case {"average_of": int(rounds), **rest} if rounds > 0:
+            apply = _build(rest)
+            return lambda raw: apply(raw / rounds)
         case {"kind": "identity", **rest} if not rest:
             return np.copy
         case {"kind": "reg_sqrt", **rest} if not rest:

@@ -27,14 +27,37 @@ class TensorSpec:
         """Return the protocol's JSON form."""
         return {"name": self.name, "datatype": self.datatype, "shape": list(self.shape)}
 
+    @classmethod
+    def parse(cls, form: Mapping[str, Any]) -> "TensorSpec":
+        """Return the tensor in the protocol's JSON form."""
+        return cls(form["name"], form["datatype"], tuple(form["shape"]))
+
 
 @dataclass(frozen=True, slots=True)
 class Signature:
-    """Inputs and outputs of a model; `vectorizer` is None for a user's ONNX file."""
+    """Inputs and outputs of a model; `vectorizer` is None for a user's ONNX file.
+
+    `refuses_missing`: a user's file says that it gives nonsense for NaN, so none is let in.
+    """
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     vectorizer: Vectorizer | None = None
+    refuses_missing: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON form that `from_dict` reads: a user's ONNX file's, without vectors."""
+        sides = {"inputs": self.inputs, "outputs": self.outputs}
+        return {
+            **{side: [spec.to_dict() for spec in specs] for side, specs in sides.items()},
+            **({"missing": "refuse"} if self.refuses_missing else {}),
+        }
+
+    @classmethod
+    def from_dict(cls, document: Mapping[str, Any]) -> "Signature":
+        """Return the signature of a user's ONNX file."""
+        inputs, outputs = (tuple(map(TensorSpec.parse, document[s])) for s in ("inputs", "outputs"))
+        return cls(inputs, outputs, refuses_missing=document.get("missing") == "refuse")
 
     @classmethod
     def of_vectors(cls, vectorizer: Vectorizer, outputs: int) -> "Signature":

@@ -4,7 +4,7 @@ import asyncio
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 
-from mlpd.core.allocator import find_trim
+from mlpd.core.allocator import find_trim, heap_bytes
 from mlpd.core.errors import UnavailableError
 from mlpd.serving.graphs import read_signature
 from mlpd.serving.package import ModelPackage
@@ -15,6 +15,12 @@ TINY_MODEL = (
     b"\x12\x02\n\x00b\r\n\x01y\x12\x08\n\x06\x08\x0b\x12\x02\n\x00B\x04\n\x00\x10\r"
 )
 """y = Identity(x), double, opset 13: the least that onnxruntime loads."""
+
+TRIM_DELAY_S = 0.5
+"""Trimming takes some milliseconds of the thread that loads: not after every version."""
+
+_HEAP_PER_FILE = 7
+"""Memory of a session over the size of its file, for trees and where nothing can be measured."""
 
 _Key = tuple[str, str]
 
@@ -31,6 +37,7 @@ class SessionPool:
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="mlpd-load")
         self._sessions: weakref.WeakValueDictionary[_Key, Session] = weakref.WeakValueDictionary()
         self._loading: dict[_Key, asyncio.Task[Session]] = {}
+        self._trim_due = False
         self._closed = False
 
     async def start(self) -> None:
@@ -73,7 +80,7 @@ class SessionPool:
         await loop.run_in_executor(self._executor, lambda: loaded.append(load_session(package)))
         session = loaded.pop()
         self._sessions[_key(package)] = session
-        weakref.finalize(session, self._trim_soon).atexit = False
+        weakref.finalize(session, self._freed, loop).atexit = False
         return session
 
     def _forget(self, key: _Key, done: "asyncio.Task[Session]") -> None:
@@ -81,7 +88,14 @@ class SessionPool:
         if not done.cancelled():
             done.exception()  # the waiters have it; without any, asyncio would complain
 
-    def _trim_soon(self) -> None:
+    def _freed(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Trim in a while, once for all that is freed until then; any thread may drop the last."""
+        if not self._closed and not self._trim_due:
+            self._trim_due = True
+            loop.call_soon_threadsafe(loop.call_later, TRIM_DELAY_S, self._trim)
+
+    def _trim(self) -> None:
+        self._trim_due = False
         if not self._closed:
             self._executor.submit(trim_memory)
 
@@ -89,10 +103,17 @@ class SessionPool:
 def load_session(package: ModelPackage) -> Session:
     """Return a session that reproduced its golden rows, which gave it a first idea of its cost.
 
-    Blocks for tens of milliseconds.  Raises what `Session` and `Session.verify` raise.
+    Blocks for tens of milliseconds.  Its memory is what the allocator gave out meanwhile, so what
+    other threads took then counts as well.  Raises what `Session` and `Session.verify` raise.
     """
+    before = heap_bytes()
     session = Session(package)
     session.verify()
+    after = heap_bytes()
+    if before is None or after is None:
+        session.memory_bytes += _HEAP_PER_FILE * len(package.onnx)
+    else:
+        session.memory_bytes += max(0, after - before)
     return session
 
 

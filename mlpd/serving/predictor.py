@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from mlpd.core.errors import ValidationError
 from mlpd.serving.batcher import Batcher
+from mlpd.serving.jobs import USUAL_PRIORITY
 from mlpd.serving.package import ModelPackage, Tensors, rows_of
 from mlpd.serving.sessions import Scores, Session
 
@@ -31,7 +32,11 @@ class ServedModel:
         return self.session.package
 
     async def predict(
-        self, vectors: NDArray[np.float64], *, deadline_s: float | None = None
+        self,
+        vectors: NDArray[np.float64],
+        *,
+        deadline_s: float | None = None,
+        priority: int = USUAL_PRIORITY,
     ) -> Scores:
         """Return raw scores and scores [n, K] of float64 [n, F]; deadline as `time.monotonic()`.
 
@@ -40,7 +45,9 @@ class ServedModel:
         started_ns = time.perf_counter_ns()
         try:
             self._require(trained=True)
-            scores = await self._batcher.predict(self.session, vectors, deadline_s=deadline_s)
+            scores = await self._batcher.predict(
+                self.session, vectors, deadline_s=deadline_s, priority=priority
+            )
         except Exception:
             self.session.statistics.record_failure(total_ns=time.perf_counter_ns() - started_ns)
             raise
@@ -48,14 +55,18 @@ class ServedModel:
         return scores
 
     async def infer(
-        self, inputs: Tensors, *, deadline_s: float | None = None
+        self,
+        inputs: Tensors,
+        *,
+        deadline_s: float | None = None,
+        priority: int = USUAL_PRIORITY,
     ) -> dict[str, NDArray[Any]]:
         """Return the outputs of a user's ONNX file by name; raises as `Batcher.predict_named`."""
         started_ns = time.perf_counter_ns()
         try:
             self._require(trained=False)
             outputs = await self._batcher.predict_named(
-                self.session, inputs, rows_of(inputs), deadline_s=deadline_s
+                self.session, inputs, rows_of(inputs), deadline_s=deadline_s, priority=priority
             )
         except Exception:
             self.session.statistics.record_failure(total_ns=time.perf_counter_ns() - started_ns)

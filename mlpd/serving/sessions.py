@@ -37,6 +37,18 @@ class Scores(NamedTuple):
     raw: Floats
     score: Floats
 
+    @property
+    def chosen(self) -> NDArray[np.intp] | None:
+        """The output of each row's largest score [n], the first of equals; None with one output."""
+        return None if self.score.shape[1] == 1 else self.score.argmax(axis=1)
+
+    @property
+    def served(self) -> Floats:
+        """Each row's one number, float64 [n]: its score, or with several outputs the largest."""
+        several = self.score.shape[1] > 1
+        numbers: Floats = self.score.max(axis=1) if several else self.score[:, 0]
+        return numbers
+
 
 class Session:
     """A loaded model; any thread may run it.
@@ -51,6 +63,8 @@ class Session:
         self.package: Final = package
         self.statistics: Final = ModelStatistics()
         self.cost: Final = RunCost()
+        self.memory_bytes = len(package.onnx)
+        """What loading took, with the file; whoever loads measures it."""
         self._inference: Final = build_inference(package.onnx, package.reference)
         _check_signature(package, self._inference)
         self._link = Link(package.link) if package.link is not None else None

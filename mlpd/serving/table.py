@@ -2,18 +2,23 @@
 
 A request takes its route or model once and keeps what it took, so it sees one state of the table
 from start to end; a version swapped out lives until its last request lets go of it.
+
+What routes refer to is always loaded.  Versions that were loaded explicitly may be evicted when
+there are more than the memory budget holds; the next request for one loads it again.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+import logging
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 
-from mlpd.core.errors import ConflictError, MlpdError, NotFoundError, ValidationError
+from mlpd.core.errors import ConflictError, MlpdError, NotFoundError, UnavailableError
 from mlpd.serving.batcher import Batcher
+from mlpd.serving.budget import Key, MemoryBudget
 from mlpd.serving.package import ModelPackage
 from mlpd.serving.pool import SessionPool
 from mlpd.serving.predictor import ServedModel
 from mlpd.serving.routes import ModelRef, RouteSpec
+from mlpd.serving.snapshot import LiveRoute, Snapshot, build_live_route, by_model, resolve_ref
 
 CHAMPION = "champion"
 """The alias behind a model's name alone."""
@@ -22,30 +27,14 @@ Aliases = Callable[[str], Mapping[str, int]]
 """Returns the versions behind a model's aliases; NotFoundError for an unknown model."""
 Fetch = Callable[[str, int], Awaitable[ModelPackage]]
 """Returns the package of a version from the registry, digests verified, or raises."""
+Loaded = Callable[[frozenset[str]], None]
+"""Called with the references of all versions that are loaded, whenever some were let go of."""
 
+_log = logging.getLogger("mlpd.serving")
 
-@dataclass(frozen=True, slots=True)
-class LiveRoute:
-    """A route with the loaded versions of its arms, by arm name, and of its shadows, in order."""
-
-    spec: RouteSpec
-    arms: Mapping[str, ServedModel]
-    shadows: tuple[ServedModel, ...]
-
-    def arm(self, name: str) -> ServedModel:
-        """Return an arm's version, else raise ValidationError(code="unknown_arm")."""
-        found = self.arms.get(name)
-        if found is None:
-            self.spec.arm(name)  # raises with the known arms
-            raise KeyError(name)
-        return found
-
-
-@dataclass(frozen=True, slots=True)
-class _Snapshot:
-    routes: Mapping[str, LiveRoute] = field(default_factory=dict)
-    models: Mapping[str, Mapping[int, ServedModel]] = field(default_factory=dict)
-    aliases: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+BYTES_MAX = 1 << 30
+LOAD_WAIT_S = 1.0
+"""How long a request waits for an evicted version to be loaded again; a load takes 10 to 50 ms."""
 
 
 class ModelTable:
@@ -56,13 +45,23 @@ class ModelTable:
     """
 
     def __init__(
-        self, pool: SessionPool, batcher: Batcher, *, aliases: Aliases, fetch: Fetch
+        self,
+        pool: SessionPool,
+        batcher: Batcher,
+        *,
+        aliases: Aliases,
+        fetch: Fetch,
+        loaded: Loaded = lambda _: None,
+        bytes_max: int = BYTES_MAX,
     ) -> None:
         self._pool, self._batcher = pool, batcher
-        self._aliases, self._fetch = aliases, fetch
+        self._aliases, self._fetch, self._loaded = aliases, fetch, loaded
+        self._budget = MemoryBudget(bytes_max)
         self._pins: frozenset[ModelRef] = frozenset()
-        self._now = _Snapshot()
+        self._now = Snapshot()
         self._changing = asyncio.Lock()
+        self._reloading: dict[Key, asyncio.Task[ServedModel]] = {}
+        self.evictions = 0
 
     def route(self, name: str) -> LiveRoute:
         """Return the route, else raise NotFoundError(code="unknown_route")."""
@@ -78,23 +77,53 @@ class ModelTable:
     def find(self, model: str, target: str | int | None = None) -> ServedModel:
         """Return a loaded version by number or alias, None meaning the champion.
 
-        Raises NotFoundError: `unknown_model`, `unknown_version`.
+        Raises NotFoundError: `unknown_model`, `unknown_version`; UnavailableError(
+        code="model_evicted") for one that `get` would load again.
         """
-        now = self._now
-        versions = now.models.get(model)
-        if versions is None:
-            raise _unknown("model", model, now.models)
-        text = CHAMPION if target is None else str(target)
-        number = int(text) if text.isdigit() else now.aliases[model].get(text)
-        found = None if number is None else versions.get(number)
-        if found is None:
-            loaded = ", ".join(map(str, versions))
-            raise NotFoundError(
-                f"model {model!r} has no loaded version {text!r}; loaded: {loaded}",
-                code="unknown_version",
-                hint="Load it, or name a version or alias that is loaded.",
-            )
-        return found
+        key = self._key(model, target)
+        if key in self._now.evicted:
+            raise _evicted(key, "is not in memory now")
+        return self._now.models[model][key[1]]
+
+    async def get(self, model: str, target: str | int | None = None) -> ServedModel:
+        """Return a version as `find` does, and load an evicted one again, once for all who ask.
+
+        Raises what loading raises, and UnavailableError(code="model_loading") if it isn't there
+        after LOAD_WAIT_S.
+        """
+        key = self._key(model, target)
+        self._budget.touch(key)
+        if key not in self._now.evicted:
+            return self._now.models[model][key[1]]
+        task = self._reloading.get(key)
+        if task is None:
+            task = self._reloading[key] = asyncio.create_task(self._reload(key))
+            task.add_done_callback(lambda done: self._forget(key, done))
+        await asyncio.wait({task}, timeout=LOAD_WAIT_S)
+        if not task.done():
+            raise _evicted(key, "is being loaded", code="model_loading")
+        return task.result()
+
+    def check(self, model: str, target: str | int | None = None) -> None:
+        """Raise NotFoundError as `find` does; an evicted version is as good as a loaded one."""
+        self._key(model, target)
+
+    def versions(self, model: str) -> list[int]:
+        """Return the versions of a model that answer requests, evicted ones too, in order."""
+        return self._now.versions(model)
+
+    @property
+    def memory_bytes(self) -> int:
+        """What the loaded versions take."""
+        return sum(self._sizes().values())
+
+    async def close(self) -> None:
+        """Wait for loads under way."""
+        await asyncio.gather(*self._reloading.values(), return_exceptions=True)
+
+    def pins(self) -> frozenset[ModelRef]:
+        """Return what is loaded explicitly."""
+        return self._pins
 
     def models(self) -> Mapping[str, Mapping[int, ServedModel]]:
         """Return all loaded versions by model and number."""
@@ -116,10 +145,24 @@ class ModelTable:
             await self._change(self._specs(), self._pins)
 
     async def load(self, ref: ModelRef) -> ServedModel:
-        """Keep a version, or whatever an alias points at, loaded until `unload`; return it."""
+        """Load a version, or whatever an alias points at, and serve it until `unload`; return it.
+
+        Others are evicted for it.  Raises ConflictError(code="model_memory_full") if it doesn't
+        fit into what the routes' models leave.
+        """
         async with self._changing:
-            await self._change(self._specs(), self._pins | {ref})
-            return self.find(ref.model, ref.target)
+            aliases = dict(self._aliases(ref.model))
+            key = ref.model, resolve_ref(ref, aliases)
+            served, before = await self._serve(*key), self._now
+            self._budget.touch(key)
+            self._swap(before.plus(key, served, aliases))
+            self._fit(keep=key)
+            if self.memory_bytes > self._budget.bytes_max and key not in before.pinned():
+                wanted = self.memory_bytes
+                self._swap(before)
+                raise _too_big(key, wanted, self._budget.bytes_max)
+            self._pins |= {ref}
+            return served
 
     async def unload(self, model: str, target: str | None = None) -> None:
         """Let go of a model's explicit loads, or of one; its memory goes with its last request.
@@ -128,7 +171,7 @@ class ModelTable:
         route refers to.
         """
         async with self._changing:
-            self.find(model, target) if target else self._known(model)
+            self._key(model, target) if target else self._known(model)
             dropped = {p for p in self._pins if p.model == model and target in (None, p.target)}
             for spec in self._specs().values():
                 for ref in spec.references:
@@ -143,30 +186,98 @@ class ModelTable:
     def _specs(self) -> dict[str, RouteSpec]:
         return {name: route.spec for name, route in self._now.routes.items()}
 
+    def _key(self, model: str, target: str | int | None) -> Key:
+        """Return the number of a version that answers requests, else raise NotFoundError."""
+        now = self._now
+        versions = now.models.get(model)
+        if versions is None and not self.versions(model):
+            raise _unknown("model", model, now.models)
+        text = CHAMPION if target is None else str(target)
+        number = int(text) if text.isdigit() else now.aliases[model].get(text)
+        if number is not None and (number in (versions or ()) or (model, number) in now.evicted):
+            return model, number
+        loaded = ", ".join(map(str, self.versions(model)))
+        raise NotFoundError(
+            f"model {model!r} has no loaded version {text!r}; loaded: {loaded}",
+            code="unknown_version",
+            hint="Load it, or name a version or alias that is loaded.",
+        )
+
     def _known(self, model: str) -> None:
-        if model not in self._now.models:
+        if not self.versions(model):
             raise _unknown("model", model, self._now.models)
 
     async def _change(self, specs: Mapping[str, RouteSpec], pins: frozenset[ModelRef]) -> None:
-        refs = pins.union(*(spec.references for spec in specs.values()))
-        aliases = {ref.model: dict(self._aliases(ref.model)) for ref in refs}
-        versions = {ref: _resolve(ref, aliases[ref.model]) for ref in refs}
-        wanted = sorted({(ref.model, version) for ref, version in versions.items()})
-        loaded = await asyncio.gather(
-            *(self._serve(model, version) for model, version in wanted), return_exceptions=True
-        )
-        served: dict[tuple[str, int], ServedModel] = {}
-        for key, outcome in zip(wanted, loaded, strict=True):
-            if isinstance(outcome, BaseException):
-                raise outcome
-            served[key] = outcome
-        by_ref = {ref: served[ref.model, version] for ref, version in versions.items()}
-        self._now = _Snapshot(
-            routes={name: _live(spec, by_ref) for name, spec in specs.items()},
-            models=_by_model(served),
-            aliases=aliases,
-        )
+        """Serve other routes and explicit loads; of these the evicted ones stay so."""
+        required = pins.union(*(spec.required for spec in specs.values()))
+        refs = required.union(*(spec.references for spec in specs.values()))
+        # In a thread: each takes some 100 us, and there may be hundreds.
+        aliases = await asyncio.to_thread(self._look_up, {ref.model for ref in refs})
+        keys = {
+            ref: (ref.model, resolve_ref(ref, aliases[ref.model]))
+            for ref in refs
+            if ref in required or not _is_not_there_yet(ref, aliases[ref.model])
+        }
+        of_routes = {keys[ref] for s in specs.values() for ref in s.references if ref in keys}
+        asleep = {keys[pin] for pin in pins if self._was_evicted(pin)} - of_routes
+        may_fail = {key for ref, key in keys.items() if ref.is_previous}
+        may_fail -= {keys[ref] for ref in required}
+        served = await self._serve_all(sorted({*keys.values()} - asleep), may_fail)
+        by_ref = {ref: served[key] for ref, key in keys.items() if key in served}
+        routes = {name: build_live_route(spec, by_ref) for name, spec in specs.items()}
         self._pins = pins
+        self._swap(Snapshot(routes, by_model(served), frozenset(asleep), aliases))
+        self._fit()
+
+    def _look_up(self, models: Collection[str]) -> dict[str, dict[str, int]]:
+        return {model: dict(self._aliases(model)) for model in models}
+
+    def _was_evicted(self, pin: ModelRef) -> bool:
+        number = pin.version or self._now.aliases.get(pin.model, {}).get(pin.target)
+        return (pin.model, number) in self._now.evicted
+
+    async def _serve_all(
+        self, keys: Sequence[Key], may_fail: Collection[Key]
+    ) -> dict[Key, ServedModel]:
+        """Return what serves versions; one of `may_fail` is left out if it can't be loaded."""
+        loaded = await asyncio.gather(*(self._serve(*key) for key in keys), return_exceptions=True)
+        served: dict[Key, ServedModel] = {}
+        for key, outcome in zip(keys, loaded, strict=True):
+            if isinstance(outcome, MlpdError) and key in may_fail:
+                _log.warning("no fallback: %s@%d: %s", *key, outcome.message)
+            elif isinstance(outcome, BaseException):
+                raise outcome
+            else:
+                served[key] = outcome
+        return served
+
+    def _swap(self, snapshot: Snapshot) -> None:
+        self._now = snapshot
+        self._loaded(frozenset(model.package.reference for _, model in snapshot.loaded()))
+
+    def _fit(self, *, keep: Key | None = None) -> None:
+        """Evict what has not been used for the longest time until the rest fits."""
+        stay = self._now.pinned() | ({keep} if keep else frozenset())
+        evicted = self._budget.choose(self._sizes(), stay)
+        if evicted:
+            self.evictions += len(evicted)
+            self._swap(self._now.without(evicted))
+
+    def _sizes(self) -> dict[Key, int]:
+        return {key: model.session.memory_bytes for key, model in self._now.loaded()}
+
+    async def _reload(self, key: Key) -> ServedModel:
+        async with self._changing:
+            if key in self._now.evicted:
+                served = await self._serve(*key)
+                self._swap(self._now.plus(key, served, self._now.aliases[key[0]]))
+                self._fit(keep=key)
+            return self.find(*key)
+
+    def _forget(self, key: Key, done: "asyncio.Task[ServedModel]") -> None:
+        del self._reloading[key]
+        if not done.cancelled():
+            done.exception()  # the waiters have it; without any, asyncio would complain
 
     async def _serve(self, model: str, version: int) -> ServedModel:
         """Return what serves a version: the same object as now if it's loaded already."""
@@ -177,43 +288,27 @@ class ModelTable:
         return ServedModel(session, self._batcher)
 
 
-def _resolve(ref: ModelRef, aliases: Mapping[str, int]) -> int:
-    def look_up(model: str, alias: str) -> int:
-        if alias not in aliases:
-            raise NotFoundError(
-                f"model {model!r} has no alias {alias!r}; it has {', '.join(aliases) or 'none'}",
-                code="unknown_alias",
-                hint="Set the alias first, or name a version.",
-            )
-        return aliases[alias]
-
-    return ref.resolve(look_up)
+def _is_not_there_yet(ref: ModelRef, aliases: Mapping[str, int]) -> bool:
+    """Tell whether an alias has no version before: it will have one when it is moved."""
+    return ref.is_previous and ref.target not in aliases and ref.alias in aliases
 
 
-def _live(spec: RouteSpec, served: Mapping[ModelRef, ServedModel]) -> LiveRoute:
-    route = LiveRoute(
-        spec,
-        {arm.name: served[arm.model] for arm in spec.arms},
-        tuple(served[ref] for ref in spec.shadows),
+def _evicted(key: Key, problem: str, code: str = "model_evicted") -> MlpdError:
+    return UnavailableError(
+        f"model {key[0]}@{key[1]} {problem}",
+        code=code,
+        hint="Ask again shortly.",
+        details={"retry_after_s": LOAD_WAIT_S},
     )
-    models = (*route.arms.values(), *route.shadows)
-    kinds = {(m.package.trained, m.session.outputs if m.package.trained else 0) for m in models}
-    if len(kinds) > 1 or not next(iter(kinds))[0]:
-        raise ValidationError(
-            f"the models of route {spec.name!r} are not all trained ones with the same outputs",
-            code="route_mismatch",
-            hint="A route serves trained models; reach a user's ONNX file under /v2.",
-        )
-    return route
 
 
-def _by_model(
-    served: Mapping[tuple[str, int], ServedModel],
-) -> Mapping[str, Mapping[int, ServedModel]]:
-    models: dict[str, dict[int, ServedModel]] = {}
-    for (model, version), found in served.items():
-        models.setdefault(model, {})[version] = found
-    return models
+def _too_big(key: Key, wanted: int, bytes_max: int) -> MlpdError:
+    return ConflictError(
+        f"with model {key[0]}@{key[1]} the models would take {wanted / 1e6:.0f} MB, "
+        f"but {bytes_max / 1e6:.0f} MB are allowed",
+        code="model_memory_full",
+        hint="Raise [serving] model_bytes_max, or let routes refer to fewer versions.",
+    )
 
 
 def _unknown(what: str, name: str, known: Mapping[str, object]) -> MlpdError:

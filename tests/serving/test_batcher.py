@@ -1,4 +1,5 @@
 import asyncio
+import contextlib
 import math
 import threading
 import time
@@ -24,8 +25,9 @@ from mlpd.core.errors import (
     ValidationError,
 )
 from mlpd.serving.batcher import Batcher
+from mlpd.serving.datatypes import DATATYPES
 from mlpd.serving.graphs import read_signature
-from mlpd.serving.jobs import BATCH_ROWS
+from mlpd.serving.jobs import BATCH_ROWS, PRIORITIES
 from mlpd.serving.package import ModelPackage
 from mlpd.serving.sessions import Scores, Session
 from mlpd.serving.statistics import BATCH_SIZES_MAX, Execution, ModelStatistics, RunCost
@@ -176,6 +178,28 @@ async def test_cheap_requests_pass_a_large_one(
         await batcher.predict(quick, some_rows(1))
         assert not large.done()
     await large
+
+
+@pytest.mark.parametrize("us_per_row", [1000.0, DEAR_US])
+async def test_what_waits_is_taken_by_priority_and_then_in_order(
+    batcher: Batcher, watched: WatchedSession, some_rows: Rows, us_per_row: float
+) -> None:
+    watched.fix_cost(us_per_row)  # one request at a time, on the loop or in a thread
+    done: list[int] = []
+
+    async def ask(name: int, priority: int) -> None:
+        rows = some_rows(1, seed=name)
+        assert same(await batcher.predict(watched, rows, priority=priority), alone(watched, rows))
+        done.append(name)
+
+    with watched.held() if us_per_row == DEAR_US else contextlib.nullcontext():
+        waiting = [
+            asyncio.create_task(ask(name, priority))
+            for name, priority in enumerate((2, 3, 2, 1, 3, 2, 1))
+        ]
+        await asyncio.sleep(0)
+    await asyncio.gather(*waiting)
+    assert done == [0, 3, 6, 2, 5, 1, 4]  # the first one found nobody waiting
 
 
 async def test_an_expired_deadline_runs_nothing(
@@ -358,11 +382,12 @@ def test_one_preempted_run_moves_the_cost_by_little(rows: int, us_per_row: float
 request_strategy = st.fixed_dictionaries(
     {
         "rows": st.integers(0, 8) | st.integers(200, 700),
-        "model": st.integers(0, 1),
+        "model": st.integers(0, 1) | st.sampled_from(["FP32", "INT64", "BYTES", "BOOL"]),
         "poison": st.booleans() | st.just(value=False),
         "cancel_after": st.none() | st.integers(0, 3),
         "deadline": st.sampled_from([None, None, -1.0, 60.0]),
         "wait": st.integers(0, 3),
+        "priority": st.sampled_from(PRIORITIES),
     }
 )
 
@@ -403,7 +428,7 @@ async def play(requests: list[dict[str, Any]], costs: tuple[float, float], threa
                 "late"
                 if request["deadline"] == -1.0
                 else "poisoned"
-                if request["poison"] and request["rows"]
+                if request["poison"] and request["rows"] and isinstance(request["model"], int)
                 else "equal"
             )
 
@@ -411,13 +436,17 @@ async def play(requests: list[dict[str, Any]], costs: tuple[float, float], threa
 async def one(
     batcher: Batcher, sessions: list[WatchedSession], request: dict[str, Any], seed: int
 ) -> str:
+    if isinstance(request["model"], str):
+        return await one_named(batcher, request, seed)
     session = sessions[request["model"]]
     rows = np.random.default_rng(seed).normal(size=(request["rows"], 4))
     if request["poison"] and len(rows):
         rows[-1, 2] = POISON
     deadline_s = request["deadline"] and time.monotonic() + request["deadline"]
     try:
-        reply = await batcher.predict(session, rows, deadline_s=deadline_s)
+        reply = await batcher.predict(
+            session, rows, deadline_s=deadline_s, priority=request["priority"]
+        )
     except DeadlineExceededError:
         return "late"
     except MlpdError as error:
@@ -426,9 +455,43 @@ async def one(
     return "equal" if same(reply, Scores(expected, session.score(expected))) else "different"
 
 
+async def one_named(batcher: Batcher, request: dict[str, Any], seed: int) -> str:
+    """A request to a user's graph that gives its tensor of any datatype back."""
+    rng = np.random.default_rng(seed)
+    values = rng.integers(0, 2**31, max(1, request["rows"]))
+    sent = values.astype(str).astype(object)
+    if request["model"] != "BYTES":
+        sent = values.astype(DATATYPES[request["model"]])
+    deadline_s = request["deadline"] and time.monotonic() + request["deadline"]
+    try:
+        reply = await batcher.predict_named(
+            GRAPHS[request["model"]],
+            {"x": sent},
+            len(sent),
+            deadline_s=deadline_s,
+            priority=request["priority"],
+        )
+    except DeadlineExceededError:
+        return "late"
+    return "equal" if np.array_equal(reply["y"], sent) else "different"
+
+
 PACKAGES: list[ModelPackage] = []
+GRAPHS: dict[str, Session] = {}
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _packages(tree_package: MakePackage) -> None:
+def _packages(tree_package: MakePackage, graph_onnx: Callable[..., bytes]) -> None:
     PACKAGES[:] = [tree_package(1), tree_package(2)]
+    elements = {
+        "FP32": TensorProto.FLOAT,
+        "INT64": TensorProto.INT64,
+        "BYTES": TensorProto.STRING,
+        "BOOL": TensorProto.BOOL,
+    }
+    for name, element in elements.items():
+        column: Any = (element, [None])
+        made = graph_onnx(
+            [helper.make_node("Identity", ["x"], ["y"])], {"x": column}, {"y": column}
+        )
+        GRAPHS[name] = Session(ModelPackage(name, 1, f"sha256:{name}", made, read_signature(made)))

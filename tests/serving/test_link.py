@@ -32,6 +32,18 @@ def test_few_and_many_rows_give_the_same_bits(spec: dict[str, Any]) -> None:
     assert bits(link(raw)) == bits(one_by_one)
 
 
+@pytest.mark.parametrize("spec", [SIGMOID, {"kind": "identity"}, {"kind": "softmax"}])
+def test_a_forests_sums_are_divided_first(spec: dict[str, Any]) -> None:
+    raw = np.random.default_rng(3).normal(size=(40, 3)) * 30
+    assert bits(Link({**spec, "average_of": 7})(raw)) == bits(Link(spec)(raw / 7))
+
+
+@pytest.mark.parametrize("rounds", [0, -1, 2.5, None])
+def test_a_number_of_trees_that_is_none_is_refused(rounds: Any) -> None:
+    with pytest.raises(ValidationError):
+        Link({"kind": "identity", "average_of": rounds})
+
+
 @pytest.mark.parametrize("spec", [SIGMOID, {"kind": "exp"}])
 def test_nan_stays_nan(spec: dict[str, Any]) -> None:
     for rows in (1, NATIVE_FROM):

@@ -5,10 +5,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlpd.core.errors import ValidationError
+from mlpd.core.time import SECOND_US
+from mlpd.serving.canary import Canary, Step
 from mlpd.serving.routes import Arm, ModelRef, RouteSpec, diff_routes
 
 NAMES = st.sampled_from(["a", "risk-2", "b.c", "0x", "champion", "m_1"])
-REFS = st.builds(ModelRef, NAMES, NAMES | st.integers(1, 999_999_999).map(str))
+TARGETS = NAMES | NAMES.map("{}~1".format) | st.integers(1, 999_999_999).map(str)
+REFS = st.builds(ModelRef, NAMES, TARGETS)
 WEIGHTS = st.floats(0, 1e6)
 
 
@@ -17,13 +20,18 @@ def routes(draw: st.DrawFn) -> RouteSpec:
     names = draw(st.lists(NAMES, min_size=1, max_size=4, unique=True))
     arms = [Arm(name, draw(REFS), draw(WEIGHTS)) for name in names]
     arms[0] = Arm(names[0], arms[0].model, draw(st.floats(0.001, 10)))
+    canary = Canary(names[0], (Step(0.1, SECOND_US, 9),)) if len(names) > 1 else None
+    experiment = draw(st.none() | NAMES)
     return RouteSpec(
         name=draw(NAMES),
         service="flight_risk",
         arms=tuple(arms),
         shadows=tuple(draw(st.lists(REFS, max_size=3, unique=True))),
-        experiment=draw(st.none() | NAMES),
+        experiment=experiment,
+        canary=draw(st.sampled_from([None, canary])) if experiment is None else None,
         fallback=draw(st.none() | st.floats(-1, 1)),
+        fallback_models=tuple(draw(st.lists(REFS, max_size=3, unique=True))),
+        log_share=draw(st.sampled_from([1.0, 0.25])),
         version=draw(st.integers(1, 99)),
     )
 
@@ -129,11 +137,19 @@ def arm(**changes: Any) -> dict[str, Any]:
         ({"arms": [arm(name=3)]}, "valid name"),
         ({"shadows": ["risk@1", "risk@1"]}, "shadows are the same"),
         ({"shadows": ["risk"]}, "names no version"),
+        ({"fallback_models": ["risk@1", "risk@1"]}, "fallback models are the same"),
+        ({"fallback_models": [f"risk@{i}" for i in range(1, 34)]}, "at most 32 fallback models"),
+        ({"fallback_models": "risk@1"}, "are lists"),
+        ({"fallback_models": ["risk@7~1"]}, "only an alias has a version before"),
+        ({"log_share": 0}, "above 0 and up to 1"),
+        ({"log_share": 1.1}, "above 0 and up to 1"),
+        ({"log_share": float("nan")}, "above 0 and up to 1"),
+        ({"log_share": "all"}, "log_share is a number"),
         ({"fallback": "low"}, "fallback is a number"),
         ({"fallback": float("nan")}, "fallback is not finite"),
         ({"version": 0}, "number from 1"),
         ({"version": "2"}, "number from 1"),
-        ({"canary": True}, "unknown key 'canary'"),
+        ({"mirror": True}, "unknown key 'mirror'"),
     ],
 )
 def test_an_invalid_route_is_refused_with_its_reason(changes: dict[str, Any], message: str) -> None:
