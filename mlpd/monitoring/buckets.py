@@ -78,6 +78,17 @@ class Buckets:
         whole = self.series(start_us, end_us, max(1, end_us - start_us))
         return whole[0][1] if whole else Counts(self._layout)
 
+    def within(self, start_us: int, end_us: int) -> Counts:
+        """Return the sum over buckets that lie in [start, end) as a whole: what a reference takes.
+
+        Where buckets are wider than the window by now there are none.
+        """
+        total = Counts(self._layout)
+        for (width_us, begin_us), counts in self._buckets.items():
+            if start_us <= begin_us and begin_us + width_us <= end_us:
+                total.add(counts)
+        return total
+
     def series(self, start_us: int, end_us: int, step_us: int) -> list[tuple[int, Counts]]:
         """Return (start, sum) of each step of [start, end) in which a bucket begins, in order."""
         steps: dict[int, Counts] = {}

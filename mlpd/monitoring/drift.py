@@ -28,6 +28,23 @@ from mlpd.monitoring.divergence import (
 from mlpd.monitoring.reference import ColumnProfile, ReferenceProfile
 
 State = Literal["ok", "warn", "alert", "insufficient"]
+Look = Literal[
+    "usual",
+    "empty",
+    "no_reference",
+    "all_missing",
+    "constant",
+    "stuck",
+    "out_of_range",
+    "new_categories",
+]
+"""What is odd about a column beside its distances, the first of these that holds.
+
+`empty`: no rows.  `no_reference`: the reference has no value.  `all_missing`: the window has none.
+`constant`: both sides are one same value.  `stuck`: the window is one value, the reference isn't.
+`out_of_range`, `new_categories`: most rows are values that the reference never reached or saw, as
+are ids that count up; such a column tells a time, and models should not have it.
+"""
 
 ROWS_MIN: Final = 100
 WARN_PSI: Final = 0.1
@@ -48,6 +65,7 @@ class ColumnDrift:
     name: str
     kind: str
     state: State
+    look: Look
     psi: float
     psi_adjusted: float
     threshold: float | None
@@ -110,10 +128,11 @@ def report(profile: ReferenceProfile, counts: Counts) -> DriftReport:
         for index, column in enumerate(profile.columns)
     ]
     count = len(profile.features)
-    features = _judge(measured[:count], counts.rows)
-    prediction = _judge(measured[count:], counts.rows)
+    rows = counts.rows if profile.rows else 0  # against nothing any window says nothing
+    features = _judge(measured[:count], rows)
+    prediction = _judge(measured[count:], rows)
     return DriftReport(
-        state=_worst([*features, *prediction], counts.rows),
+        state=_worst([*features, *prediction], rows),
         rows=counts.rows,
         reference_rows=profile.rows,
         drifted_share=_drifted_share(features),
@@ -163,6 +182,7 @@ def _measure(column: ColumnProfile, live: ColumnCounts, rows: int) -> ColumnDrif
         name=column.name,
         kind=column.kind,
         state="insufficient",
+        look=_look(reference, live, rows),
         psi=raw,
         psi_adjusted=max(0.0, raw - float(psi_noise(reference, live.bins))),
         threshold=column.threshold,
@@ -182,6 +202,22 @@ def _measure(column: ColumnProfile, live: ColumnCounts, rows: int) -> ColumnDrif
         mean=live.mean,
         reference_mean=column.mean,
     )
+
+
+def _look(reference: NDArray[np.int64], live: ColumnCounts, rows: int) -> Look:
+    """Return what is odd; bins tell, so that a value between two others counts as theirs."""
+    used, had = np.flatnonzero(live.bins).tolist(), np.flatnonzero(reference).tolist()
+    one = len(used) == 1 and live.low == live.high
+    looks: dict[Look, bool] = {
+        "empty": rows == 0,
+        "no_reference": all(place >= len(reference) - 1 for place in had),
+        "all_missing": live.missing == rows,
+        "new_categories": 2 * live.new > rows,
+        "out_of_range": 2 * (live.below + live.above) > rows,
+        "constant": one and used == had,
+        "stuck": one,
+    }
+    return next((look for look, holds in looks.items() if holds), "usual")
 
 
 def _numeric_distances(

@@ -5,11 +5,11 @@ https://github.com/prometheus/OpenMetrics/blob/main/specification/OpenMetrics.md
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import Final, Literal
 
-from mlpd.monitoring.instruments import Counter, Descriptor, Gauge, Histogram
+from mlpd.monitoring.instruments import Counter, Descriptor, Exemplar, Gauge, Histogram
 from mlpd.monitoring.metrics import Collected, Family, LabelValues, Registry
 
 Format = Literal["text", "openmetrics"]
@@ -21,6 +21,10 @@ CONTENT_TYPE: Final[dict[Format, str]] = {
 
 LABEL_BLOCKS_MAX: Final = 16_384
 """Rendered label blocks kept between scrapes, at about 200 bytes each."""
+
+_TEXT_KINDS: Final = {"info": "gauge", "mirrored": "counter"}
+_OPENMETRICS_KINDS: Final = {"mirrored": "unknown"}
+"""OpenMetrics takes no counter whose name does not end with `_total`."""
 
 _LABEL_ESCAPES: Final = str.maketrans({"\\": r"\\", '"': r"\"", "\n": r"\n"})
 _TEXT_HELP_ESCAPES: Final = str.maketrans({"\\": r"\\", "\n": r"\n"})
@@ -54,7 +58,7 @@ def encode(registry: Registry, fmt: Format) -> bytes:
         if children := family.children():
             lines.extend(_header(family.descriptor, fmt))
             for values, child in children:
-                _render_child(family, values, child, lines)
+                _render_child(family, values, child, lines, fmt)
     for item in collected:
         lines.extend(_header(item.descriptor, fmt))
         lines.extend(_render_collected(item))
@@ -72,11 +76,12 @@ def format_number(value: float) -> str:
 
 def _header(descriptor: Descriptor, fmt: Format) -> Iterator[str]:
     if fmt == "openmetrics":
-        name, kind = descriptor.base_name, descriptor.kind
+        name = descriptor.base_name
+        kind = _OPENMETRICS_KINDS.get(descriptor.kind, descriptor.kind)
         help_text = descriptor.help.translate(_LABEL_ESCAPES)
     else:
         name = descriptor.name
-        kind = "gauge" if descriptor.kind == "info" else descriptor.kind
+        kind = _TEXT_KINDS.get(descriptor.kind, descriptor.kind)
         help_text = descriptor.help.translate(_TEXT_HELP_ESCAPES)
     yield f"# HELP {name} {help_text}"
     yield f"# TYPE {name} {kind}"
@@ -89,26 +94,36 @@ def _render_child(
     values: LabelValues,
     child: Counter | Gauge | Histogram,
     lines: list[str],
+    fmt: Format,
 ) -> None:
     descriptor = family.descriptor
     block = _label_block(descriptor.labels, values)
     if isinstance(child, Histogram):
-        lines.extend(_render_histogram(descriptor.name, block, child))
+        exemplars = child.exemplars() if fmt == "openmetrics" else {}
+        lines.extend(_render_histogram(descriptor.name, block, child, exemplars))
     else:
         braces = f"{{{block}}}" if block else ""
         lines.append(f"{descriptor.name}{braces} {format_number(child.value)}")
 
 
-def _render_histogram(name: str, block: str, histogram: Histogram) -> Iterator[str]:
+def _render_histogram(
+    name: str, block: str, histogram: Histogram, exemplars: Mapping[int, Exemplar]
+) -> Iterator[str]:
     state = histogram.snapshot()
     separator = "," if block else ""
     running = 0
-    for bound, count in zip((*state.bounds, math.inf), state.counts, strict=True):
+    for at, (bound, count) in enumerate(zip((*state.bounds, math.inf), state.counts, strict=True)):
         running += count
-        yield f'{name}_bucket{{{block}{separator}le="{format_number(bound)}"}} {running}'
+        example = _render_exemplar(exemplars[at]) if at in exemplars else ""
+        yield f'{name}_bucket{{{block}{separator}le="{format_number(bound)}"}} {running}{example}'
     braces = f"{{{block}}}" if block else ""
     yield f"{name}_sum{braces} {format_number(state.sum)}"
     yield f"{name}_count{braces} {running}"
+
+
+def _render_exemplar(example: Exemplar) -> str:
+    value, time_s = format_number(example.value), format_number(round(example.time_s, 3))
+    return f' # {{trace_id="{example.trace_id}"}} {value} {time_s}'
 
 
 def _render_collected(item: Collected) -> Iterator[str]:

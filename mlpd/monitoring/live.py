@@ -126,6 +126,11 @@ class LiveCounts:
         with self._lock:
             return self._buckets.between(start_us, end_us)
 
+    def within(self, start_us: int, end_us: int) -> Counts:
+        """Return the sum over buckets that lie in [start, end) as a whole."""
+        with self._lock:
+            return self._buckets.within(start_us, end_us)
+
     def series(self, start_us: int, end_us: int, step_us: int) -> list[tuple[int, Counts]]:
         """Return (start, sum) of each step of [start, end) that has rows, for pictures over time.
 

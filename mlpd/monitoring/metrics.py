@@ -1,4 +1,4 @@
-"""Our own metrics registry: counters, gauges and histograms that cost about 0.1 us to observe.
+"""Our own metrics registry: counters, gauges and histograms that cost less than 0.1 us to observe.
 
 A *family* is one metric name with its label names; a *child* is one labelled series of it (or, for
 a histogram, one set of series).  Callers look a child up once, keep it, and pay for an attribute

@@ -12,8 +12,9 @@ from scipy import stats
 
 from mlpd.core.errors import ValidationError
 from mlpd.monitoring.counting import CountLayout, Counts, PlainKernels
-from mlpd.monitoring.drift import ROWS_MIN, DriftReport, rebased, report
-from mlpd.monitoring.reference import ReferenceProfile, build_reference
+from mlpd.monitoring.divergence import adjust_benjamini_hochberg, chi_square_p, psi_adjusted
+from mlpd.monitoring.drift import P_MAX, ROWS_MIN, WARN_PSI, DriftReport, rebased, report
+from mlpd.monitoring.reference import ReferenceProfile, bin_index, build_reference
 
 Matrix = NDArray[np.float64]
 NAMES = ["normal", "flag", "code"]
@@ -204,6 +205,77 @@ def test_a_rebased_profile_compares_with_the_last_window() -> None:
     assert found.features[0].reference_mean == pytest.approx(1.5, abs=0.1)
     identical = report(rolling, last_week)
     assert all(feature.psi == 0.0 for feature in identical.features)
+
+
+IDS = np.arange(2**60, 2**60 + 5_000 * 2**10, 2**10).astype(np.float64)
+"""int64 ids that count up, as float64s that can still tell them apart."""
+
+
+@pytest.mark.parametrize(
+    ("reference", "live", "kind", "state", "look"),
+    [
+        ([7.0] * 300, [7.0] * 300, "numeric", "ok", "constant"),
+        ([7.0] * 300, [8.0] * 300, "numeric", "alert", "out_of_range"),
+        (list(range(300)), [5.0] * 300, "numeric", "alert", "stuck"),
+        ([7.0] * 300, list(range(300)), "numeric", "alert", "out_of_range"),
+        (list(range(300)), [np.nan] * 300, "numeric", "alert", "all_missing"),
+        ([np.nan] * 300, [np.nan] * 300, "numeric", "ok", "no_reference"),
+        ([np.nan] * 300, [1.0] * 300, "numeric", "alert", "no_reference"),
+        ([], [1.0] * 300, "numeric", "insufficient", "no_reference"),
+        (list(range(300)), [], "numeric", "insufficient", "empty"),
+        (list(range(300)), [5.0], "numeric", "insufficient", "stuck"),
+        ([1.0, 2.0] * 150, [1.0, 77.0] * 150, "categorical", "alert", "usual"),
+        ([1.0, 2.0] * 150, [77.0] * 300, "categorical", "alert", "new_categories"),
+        (list(range(300)), [*range(299), 1e6], "numeric", "ok", "usual"),
+        (IDS[:2500], IDS[2500:], "numeric", "alert", "out_of_range"),
+        (IDS[:2500], IDS[2500:], "categorical", "alert", "new_categories"),
+    ],
+)
+def test_degenerate_columns_have_states_and_looks_of_their_own(
+    reference: list[float], live: list[float], kind: str, state: str, look: str
+) -> None:
+    profile = build_reference(
+        np.array(reference, np.float64)[:, None],
+        names=["x"],
+        kinds=[kind],  # type: ignore[list-item]
+    )
+    counts = Counts(CountLayout(profile))
+    counts.add_rows(np.array(live, np.float64)[:, None], kernels=PlainKernels())
+    found = report(profile, counts)
+    assert (found.features[0].state, found.features[0].look) == (state, look)
+    assert found.state == state
+    json.dumps(found.to_dict(), allow_nan=False)
+
+
+@pytest.mark.parametrize("rows", [200, 1_000])
+def test_no_drift_is_called_drift_in_at_most_one_of_500_feature_windows(rows: int) -> None:
+    """The fixed thresholds alone; 8,000 feature-windows, so that 16 would be the bound."""
+    rng = np.random.default_rng(rows)
+    width, windows = 20, 400
+    training = np.column_stack([
+        *rng.normal(size=(10, 20_000)),
+        *rng.integers(0, 5, (5, 20_000)),  # atoms
+        *rng.zipf(1.5, (5, 20_000)) % 200,  # categories with a long tail
+    ]).astype(np.float64)  # fmt: skip
+    kinds = ["numeric"] * 15 + ["categorical"] * 5
+    profile = build_reference(
+        training[:10_000],
+        names=[f"f{i}" for i in range(width)],
+        kinds=kinds,  # type: ignore[arg-type]
+    )
+    columns = [bin_index(column, training[10_000:, i]) for i, column in enumerate(profile.features)]
+    flagged = 0
+    for _ in range(windows):
+        picked = rng.integers(0, 10_000, rows)
+        live = [np.bincount(c[picked], minlength=p.bins)
+                for c, p in zip(columns, profile.features, strict=True)]  # fmt: skip
+        pairs = [(np.array(p.counts), c) for p, c in zip(profile.features, live, strict=True)]
+        adjusted = adjust_benjamini_hochberg([chi_square_p(*pair) for pair in pairs])
+        flagged += sum(
+            p <= P_MAX and float(psi_adjusted(*pair)) >= WARN_PSI
+            for p, pair in zip(adjusted, pairs, strict=True)
+        )
+    assert flagged <= 0.002 * width * windows
 
 
 def test_counts_of_another_profile_are_refused() -> None:
