@@ -46,15 +46,16 @@ def export_model(model_text: str) -> ExportedModel:
     The scores equal `Booster.predict(raw_score=True)` on dense float64 rows to the bit, for every
     input (inf, NaN, denormals, odd categories) and batch size, given onnxruntime on one thread.
 
+    Of `boosting=rf` the raw scores are the sums, as LightGBM's; the link divides them.
+
     Raises ValidationError (`export_unsupported`) for a model that has no exact export: linear
-    trees, `boosting=rf`, an objective outside `links.EXPORTABLE`, no trees.
+    trees, an objective outside `links.EXPORTABLE`, no trees.
     """
     model = parse_model(model_text)
-    if model.averaged:
-        raise _unsupported("boosting=rf averages its trees", "train with boosting=gbdt or dart")
     if not model.trees:
         raise _unsupported("the model has no trees", "train for at least one round")
-    link = parse_link(model.objective, outputs=model.outputs)
+    rounds = len(model.trees) // model.outputs if model.averaged else None
+    link = parse_link(model.objective, outputs=model.outputs, average_of=rounds)
     return ExportedModel(
         onnx=_build_model(model).SerializeToString(deterministic=True),
         link=link,

@@ -12,7 +12,9 @@ EXPORTABLE = (*_CLASSES, *_REGRESSION, *_LOG, *_RANKING)
 """Objectives whose link we apply to the bit."""
 
 
-def parse_link(objective: str | None, *, outputs: int) -> dict[str, Any]:
+def parse_link(
+    objective: str | None, *, outputs: int, average_of: int | None = None
+) -> dict[str, Any]:
     """Return the link of a model text's `objective=` line, as JSON; `x` is one raw score.
 
     `{"kind": "identity"}`                x
@@ -22,8 +24,9 @@ def parse_link(objective: str | None, *, outputs: int) -> dict[str, Any]:
     `{"kind": "softmax"}`                 exp(x - max) / sum, summed from output 0 upwards
 
     `exp` is libm's, one value at a time (`math.exp`; numpy's own differs by an ulp).
-    `multiclassova` is a sigmoid with several outputs.  The scale has the digits that the text has:
-    LightGBM writes six, and predicts with those once the text is loaded.
+    `multiclassova` is a sigmoid with several outputs.  `average_of` trees (`boosting=rf`) comes as
+    a further key: `x` is then the raw score, a sum, divided by it.  The scale has the digits that
+    the text has: LightGBM writes six, and predicts with those once the text is loaded.
 
     Raises ValidationError (`export_unsupported`) for any other objective.
     """
@@ -35,7 +38,7 @@ def parse_link(objective: str | None, *, outputs: int) -> dict[str, Any]:
             hint=f"train with one of: {', '.join(EXPORTABLE)}",
             details={"objective": objective, "outputs": outputs},
         )
-    return link
+    return link if average_of is None else {**link, "average_of": average_of}
 
 
 def _one_output(objective: str | None) -> dict[str, Any] | None:

@@ -10,6 +10,7 @@ import onnx
 import pytest
 
 from mlpd.core.errors import ValidationError
+from mlpd.serving.link import Link
 from mlpd.training.exporter import ZERO, effective_threshold, export_model
 
 FUZZ_ROWS = 20_000
@@ -32,7 +33,13 @@ class Kind:
     rounds: int = 12
     categories: dict[int, int] = field(default_factory=dict)
     missing: float = 0.1
+    positive: bool = False
+    groups: int = 0
+    chain: bool = False
 
+
+FOREST = {"boosting": "rf", "bagging_freq": 1, "bagging_fraction": 0.5}
+EVERY_SPLIT = {"min_sum_hessian_in_leaf": 0.0, "min_gain_to_split": 0.0, "max_bin": 1000}
 
 KINDS = {
     "numeric": Kind({"objective": "binary"}),
@@ -51,12 +58,39 @@ KINDS = {
     "regression": Kind({"objective": "regression"}, categories={2: 12}),
     "regression on roots": Kind({"objective": "regression", "reg_sqrt": True}),
     "absolute error": Kind({"objective": "l1"}),
+    "absolute error on roots": Kind({"objective": "l1", "reg_sqrt": True}),
+    "huber": Kind({"objective": "huber"}, categories={2: 12}),
+    "fair": Kind({"objective": "fair"}),
+    "quantile": Kind({"objective": "quantile", "alpha": 0.8}),
+    "mape": Kind({"objective": "mape"}, positive=True),
     "poisson": Kind({"objective": "poisson"}),
+    "gamma": Kind({"objective": "gamma"}, positive=True),
+    "tweedie": Kind({"objective": "tweedie", "tweedie_variance_power": 1.3}, categories={1: 40}),
     "scaled sigmoid": Kind({"objective": "binary", "sigmoid": 0.7}),
+    "small sigmoid": Kind({"objective": "binary", "sigmoid": 0.0123456789}),
+    "unbalanced classes": Kind({"objective": "binary", "is_unbalance": True, "sigmoid": 3.0}),
+    "cross entropy": Kind({"objective": "cross_entropy"}),
+    "lambdarank": Kind({"objective": "lambdarank"}, categories={0: 9}, groups=20),
+    "xendcg": Kind({"objective": "rank_xendcg"}, groups=20),
+    "random forest": Kind({"objective": "binary", "sigmoid": 0.7, **FOREST}, categories={0: 9}),
+    "random forest of numbers": Kind({"objective": "regression", "reg_sqrt": True, **FOREST}),
+    "random forest of classes": Kind({"objective": "multiclass", "num_class": 3, **FOREST}),
+    "dart of numbers": Kind({"objective": "regression", "boosting": "dart", "drop_rate": 0.5}),
     "dart": Kind({"objective": "binary", "boosting": "dart"}, categories={0: 9}),
     "multiclass": Kind({"objective": "multiclass", "num_class": 3}, categories={1: 7}),
-    "one versus all": Kind({"objective": "multiclassova", "num_class": 3}),
+    "one versus all": Kind({"objective": "multiclassova", "num_class": 3, "sigmoid": 1.7}),
     "unbalanced": Kind({"objective": "binary", "num_leaves": 200, "min_data_in_leaf": 1}, rounds=5),
+    "500 leaves": Kind(
+        {"objective": "regression", "num_leaves": 500, "min_data_in_leaf": 1, **EVERY_SPLIT},
+        rounds=3,
+        categories={5: 200},
+    ),
+    "a chain of leaves": Kind(
+        {"objective": "regression", "num_leaves": 500, "min_data_in_leaf": 1, **EVERY_SPLIT}
+        | {"boost_from_average": False},
+        rounds=2,
+        chain=True,
+    ),
     "two leaves": Kind({"objective": "binary", "num_leaves": 2}, rounds=3),
     "stumps": Kind({"objective": "binary", "min_data_in_leaf": ROWS}, rounds=3),
     "many trees": Kind({"objective": "binary", "num_leaves": 4}, rounds=300, categories={0: 12}),
@@ -80,9 +114,18 @@ def _train(kind: Kind) -> str:
     rows[rng.random(rows.shape) < kind.missing] = np.nan
     classes = kind.params.get("num_class", 2)
     label = np.digitize(score, np.quantile(score, np.linspace(0, 1, classes + 1)[1:-1]))
+    if kind.chain:  # one feature, 4 times as much every 50 rows: each split cuts off the largest
+        rank = np.argsort(np.argsort(np.nan_to_num(rows[:, 1])))
+        label = 4.0 ** (rank // 50 - 30)
+        rows[:, np.arange(FEATURES) != 1] = 1.0
+    label = label + kind.positive
     defaults = {"verbose": -1, "num_threads": 1, "min_data_per_group": 5, "cat_smooth": 1.0}
     data = lightgbm.Dataset(
-        rows, label.astype(float), categorical_feature=list(kind.categories), params=defaults
+        rows,
+        label.astype(float),
+        group=[kind.groups] * (ROWS // kind.groups) if kind.groups else None,
+        categorical_feature=list(kind.categories),
+        params=defaults,
     )
     return lightgbm.train(defaults | kind.params, data, kind.rounds).model_to_string()
 
@@ -135,6 +178,38 @@ def test_raw_scores_are_bit_equal_to_lightgbm(
     expected = lightgbm_scores(text)(rows)
     assert expected.shape == (FUZZ_ROWS, exported.outputs)
     assert_bits_equal(onnx_scores(exported.onnx)(rows), expected)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_final_scores_are_bit_equal_to_lightgbm(name: str, onnx_scores: Judge) -> None:
+    text = train_text(name)
+    rows = fuzz(text, KINDS[name].categories)
+    exported = export_model(text)
+    booster = lightgbm.Booster(model_str=text)
+    expected = np.asarray(booster.predict(rows, num_threads=1)).reshape(len(rows), -1)
+    found = Link(exported.link)(onnx_scores(exported.onnx)(rows))
+    assert_bits_equal(found, expected)
+
+
+def test_trees_are_as_large_and_as_lopsided_as_their_names_say() -> None:
+    leaves = {name: numbers_in(train_text(name), "num_leaves") for name in KINDS}
+    assert max(leaves["500 leaves"])[0] == 500
+    assert deepest(train_text("a chain of leaves")) > 40
+    assert {count for (count,) in leaves["stumps"]} == {1}
+
+
+def deepest(text: str) -> int:
+    """Return the depth of the deepest leaf of all trees."""
+    found = 0
+    for left, right in zip(
+        numbers_in(text, "left_child"), numbers_in(text, "right_child"), strict=True
+    ):
+        depth = {0: 1}
+        for node in range(len(left)):
+            for child in (int(left[node]), int(right[node])):
+                depth[child] = depth[node] + 1
+        found = max(found, *depth.values())
+    return found
 
 
 @pytest.mark.parametrize("name", ["few categories", "multiclass", "many trees", "zero is missing"])
@@ -192,10 +267,6 @@ def test_effective_threshold_moves_only_what_lies_in_the_zero_band() -> None:
     [
         ({"objective": "regression", "linear_tree": True}, "linear_tree"),
         ({"objective": "cross_entropy_lambda"}, "cross_entropy_lambda"),
-        (
-            {"objective": "binary", "boosting": "rf", "bagging_freq": 1, "bagging_fraction": 0.5},
-            "boosting=rf",
-        ),
     ],
 )
 def test_what_has_no_exact_export_is_refused_by_name(params: dict[str, Any], reason: str) -> None:
