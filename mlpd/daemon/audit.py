@@ -11,6 +11,7 @@ from mlpd.daemon.predictions import PredictionLog
 from mlpd.daemon.process import Child
 from mlpd.daemon.state import CatalogState
 from mlpd.registry.models import Registry
+from mlpd.registry.origin import Origin
 from mlpd.storage.environment import Environment
 from mlpd.storage.files import DataDirectory
 from mlpd.storage.writer import Writer
@@ -79,6 +80,8 @@ class Audit:
                     lineage = await self._registry.load_lineage(model.name, version.number)
                 except MlpdError:
                     continue  # quarantined or damaged: its rows count as unavailable
+                if isinstance(lineage, Origin):
+                    continue  # has no features to recompute
                 found[version.reference] = {
                     "encoder": json.loads(encoder),
                     "service": lineage.service,

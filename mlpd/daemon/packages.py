@@ -37,6 +37,7 @@ def read_version(loaded: LoadedVersion) -> TrainedVersion:
     golden = _golden(loaded.files["golden.msgpack"])
     version = loaded.version
     lineage = loaded.lineage
+    assert isinstance(lineage, Lineage)  # a run registered it
     package = ModelPackage(
         name=version.name,
         version=version.number,

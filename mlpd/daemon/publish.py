@@ -8,6 +8,7 @@ from typing import Any
 
 from mlpd.core.errors import MlpdError, NotFoundError
 from mlpd.core.specs import JobSpec
+from mlpd.registry.lineage import Lineage
 from mlpd.registry.models import Registry
 from mlpd.registry.records import CHAMPION, Cause, ModelVersion
 from mlpd.training.runs import Run, gate_report
@@ -32,6 +33,7 @@ class Publisher:
     async def finish(self, run: Run, job: JobSpec, version: ModelVersion) -> dict[str, Any]:
         """Do what an earlier attempt of `run` left undone after it registered `version`."""
         lineage = await self._registry.load_lineage(job.model, version.number)
+        assert isinstance(lineage, Lineage)  # a run registered it
         parity = await self._registry.load_file(job.model, version.number, PARITY_FILE)
         return await self._deploy(run, job, version, lineage.metrics, json.loads(parity))
 

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from mlpd.core.errors import ConflictError
 from mlpd.registry import rows
 from mlpd.registry.records import Alias, Cause, Event, EventKind, ModelVersion, VersionState
+from mlpd.registry.referrers import SIGNATURES_MAX
 from mlpd.storage.environment import WriteTransaction
 
 Expected = int | None | Literal["any"]
@@ -48,8 +49,9 @@ class Change:
     def set_state(self, number: int, state: VersionState) -> ModelVersion:
         """Change a version's state; setting the state that it has changes nothing.
 
-        Raises ConflictError: `invalid_transition`, or `version_in_use` when an alias points at a
-        version that would be archived or deleted.
+        Raises ConflictError: `invalid_transition`, `version_in_use` when an alias points at a
+        version that would be archived or deleted, `version_pinned` when one that would be deleted
+        is pinned.
         """
         version = rows.get_version(self.txn, self.model, number)
         if version.state is state:
@@ -57,6 +59,8 @@ class Change:
         _require_transition(version, state)
         if state in (VersionState.ARCHIVED, VersionState.DELETED):
             self._require_unused(version)
+        if state is VersionState.DELETED:
+            self._require_unpinned(version)
         self._append(EventKind.STATE, {"version": number, "from": version.state, "to": state})
         return rows.get_version(self.txn, self.model, number)
 
@@ -65,6 +69,42 @@ class Change:
         version = rows.get_version(self.txn, self.model, number)
         if VersionState.QUARANTINED in NEXT_STATES[version.state]:
             self.set_state(number, VersionState.QUARANTINED)
+
+    def retire(self, number: int, trail_kept: int) -> bool:
+        """Delete a version unless it is deleted or `rows.held`; return whether that was done."""
+        version = rows.get_version(self.txn, self.model, number)
+        if version.is_deleted or number in rows.held(self.txn, self.model, trail_kept):
+            return False
+        self.set_state(number, VersionState.DELETED)
+        return True
+
+    def pin(self, number: int, pinned: bool) -> ModelVersion:
+        """Pin a version, so that nothing deletes it, or unpin it.
+
+        Raises ConflictError(code="deleted_version") for a tombstone.
+        """
+        version = self._existing(number)
+        if pinned != (number in rows.pins(self.txn, self.model)):
+            self._append(EventKind.PIN, {"version": number, "pinned": pinned})
+        return version
+
+    def sign(self, number: int, key: str, signature: str) -> ModelVersion:
+        """Attach a signature, which the caller has verified; one per key.
+
+        Raises ConflictError(code="too_many") where 16 other keys have signed.
+        """
+        version = self._existing(number)
+        known = rows.signatures(self.txn, version)
+        if len(known.keys() - {key}) >= SIGNATURES_MAX:
+            raise ConflictError(
+                f"{version.reference} is signed by {SIGNATURES_MAX} keys already",
+                code="too_many",
+                hint="Signatures stay: sign another version.",
+            )
+        if known.get(key) != signature:
+            body = {"version": number, "key": key, "signature": signature}
+            self._append(EventKind.SIGNED, body)
+        return version
 
     def move_alias(self, alias: str, to: int | None, expected: Expected) -> Alias:
         """Point an alias at a ready version, or at nothing; where it points already, do nothing.
@@ -108,6 +148,16 @@ class Change:
             self._append(EventKind.PROTECTION, {"alias": alias, "protected": protected})
         return rows.get_alias(self.txn, self.model, alias)
 
+    def _existing(self, number: int) -> ModelVersion:
+        version = rows.get_version(self.txn, self.model, number)
+        if version.is_deleted:
+            raise ConflictError(
+                f"version {version.reference} was deleted",
+                code="deleted_version",
+                hint="Its content can be registered again, under a new number.",
+            )
+        return version
+
     def _current(self, alias: str, expected: Expected) -> Alias:
         rows.require_model(self.txn, self.model)
         current = rows.get_alias(self.txn, self.model, alias)
@@ -133,6 +183,14 @@ class Change:
                 f"version {version.reference} is in use by alias {', '.join(used)}",
                 code="version_in_use",
                 hint="Move or remove the alias first.",
+            )
+
+    def _require_unpinned(self, version: ModelVersion) -> None:
+        if version.number in rows.pins(self.txn, self.model):
+            raise ConflictError(
+                f"version {version.reference} is pinned",
+                code="version_pinned",
+                hint=f"Unpin it first: mlpd models unpin {version.reference}.",
             )
 
     def _append(self, kind: EventKind, body: Mapping[str, Any]) -> None:

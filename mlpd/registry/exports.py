@@ -3,9 +3,12 @@
 from mlpd.core.errors import ConflictError
 from mlpd.registry import rows
 from mlpd.registry.layout import Layout
-from mlpd.registry.manifest import build_index, parse_index
-from mlpd.registry.records import Event, EventKind
+from mlpd.registry.manifest import build_index, parse_index, referrers_of
+from mlpd.registry.records import Event, EventKind, ModelVersion
 from mlpd.storage.environment import Environment
+
+_TAGGED = (EventKind.REGISTERED, EventKind.STATE, EventKind.SIGNED)
+"""Events that change index.json."""
 
 
 def export(env: Environment, layout: Layout, *, changes_only: bool = False) -> None:
@@ -16,19 +19,31 @@ def export(env: Environment, layout: Layout, *, changes_only: bool = False) -> N
     that a later export never writes an older state over a newer one.  Raises
     ConflictError(code="registry_behind_journal").
     """
-    with layout.lock():
+    with layout.lock(), layout.publishing():  # no collection takes a referrer away meanwhile
         with env.snapshot() as snapshot:
             events = [*rows.events(snapshot, after=layout.journal.sequence)]
             tags_changed = not changes_only or any(map(_changes_tags, events))
-            index = build_index(rows.all_versions(snapshot)) if tags_changed else None
+            signed = [*rows.all_signed(snapshot)] if tags_changed else None
         # The journal comes last: while it lags, the index is known to lag too.
-        if index is not None:
-            layout.write_index(index)
+        if signed is not None:
+            _write_referrers(layout, signed, only_missing=changes_only)
+            layout.write_index(build_index(signed))
         layout.journal.follow(events)
 
 
+def _write_referrers(
+    layout: Layout, signed: list[tuple[ModelVersion, dict[str, str]]], *, only_missing: bool
+) -> None:
+    """Store what refers to signed versions, before index.json points at it; damage is mended."""
+    live = [entry for entry in signed if not entry[0].is_deleted]
+    for found in referrers_of(live):
+        for digest, data in found.blobs.items():
+            if not (layout.blobs.exists(digest) if only_missing else layout.blobs.holds(data)):
+                layout.blobs.put(data)
+
+
 def _changes_tags(event: bytes) -> bool:
-    return Event.decode(event).kind in (EventKind.REGISTERED, EventKind.STATE)
+    return Event.decode(event).kind in _TAGGED
 
 
 def require_records(env: Environment, layout: Layout) -> None:

@@ -8,9 +8,11 @@ from pathlib import Path
 from mlpd.core.errors import MlpdError
 from mlpd.core.time import system_clock
 from mlpd.registry import rows
+from mlpd.registry.descriptors import Descriptor
 from mlpd.registry.layout import LAYOUT_FILE, Layout
-from mlpd.registry.manifest import Descriptor, Manifest, build_index
+from mlpd.registry.manifest import Manifest, build_index, referrers_of
 from mlpd.registry.records import Alias, Event, ModelVersion, VersionState
+from mlpd.registry.referrers import Referrers
 from mlpd.storage.environment import Environment, Snapshot, Table, WriteTransaction
 from mlpd.storage.writer import Writer
 
@@ -67,15 +69,18 @@ class _Checker:
             self._add("layout", "oci-layout", "the file is missing or differs")
         self._check_blobs()
         with self._env.snapshot() as snapshot:
-            versions = [*rows.all_versions(snapshot)]
+            signed = [*rows.all_signed(snapshot)]
+            versions = [version for version, _ in signed]
             aliases = [a for name in rows.models(snapshot) for a in rows.aliases(snapshot, name)]
             events = [*rows.events(snapshot, after=0)]
             table = _table(snapshot)
         for version in versions:
             self._check_version(version)
+        for found in referrers_of(entry for entry in signed if not entry[0].is_deleted):
+            self._check_referrers(found)
         self._check_aliases(aliases, {(v.name, v.number): v for v in versions})
         self._check_records(events, table)
-        self._check_exports(events, versions)
+        self._check_exports(events, build_index(signed))
         return Report(
             problems=tuple(self._problems),
             versions=sum(not version.is_deleted for version in versions),
@@ -110,6 +115,12 @@ class _Checker:
             self._add("wrong_manifest", version.reference, f"it belongs to {manifest.name!r}")
         for descriptor in manifest.blobs:
             self._check_pointer(version, descriptor)
+
+    def _check_referrers(self, found: Referrers) -> None:
+        for digest in found.blobs:
+            self._needed.add(digest)
+            if digest not in self._sizes:
+                self._add("dangling_pointer", "index.json", f"a signature needs the blob {digest}")
 
     def _check_pointer(self, version: ModelVersion, pointer: Descriptor) -> bool:
         self._needed.add(pointer.digest)
@@ -146,7 +157,7 @@ class _Checker:
             if table[key] != replayed[key]:
                 self._add("records_differ", repr(key), "its value is not what the events make")
 
-    def _check_exports(self, events: list[bytes], versions: list[ModelVersion]) -> None:
+    def _check_exports(self, events: list[bytes], index: bytes) -> None:
         try:
             journal = [event.encode() for event in self._layout.journal.read()]
         except MlpdError as error:
@@ -155,7 +166,7 @@ class _Checker:
             if journal != events:
                 counts = f"it holds {len(journal)} events, LMDB {len(events)}"
                 self._add("journal_differs", "journal", counts)
-        if self._layout.read("index.json") != build_index(versions):
+        if self._layout.read("index.json") != index:
             self._add("index_differs", "index.json", "it is not what the records make")
 
     def _add(self, kind: str, subject: str, message: str) -> None:

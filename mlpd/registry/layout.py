@@ -2,9 +2,10 @@
 
 oci-layout                the layout's version
 index.json                the tags, derived from LMDB
-blobs/sha256/<hex>        manifests, configs, files: immutable, 0444
+blobs/sha256/<hex>        manifests, configs, files, signatures: immutable, 0444
 .mlpd/tmp/                files being written, on the same filesystem as the blobs
 .mlpd/lock                held (flock) while index.json or the journal is written
+.mlpd/collect             held (flock): shared while a version is published, alone by a collection
 .mlpd/journal             every event, see `journal.py`
 """
 
@@ -14,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from mlpd.core.errors import ConfigurationError
+from mlpd.core.errors import ConfigurationError, StorageFullError
 from mlpd.registry.journal import Journal
 from mlpd.storage.blobs import BlobStore
 from mlpd.storage.files import atomic_write, fsync_dir
@@ -53,9 +54,36 @@ class Layout:
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Hold the layout's lock, across threads and processes, for the `with` block."""
-        descriptor = os.open(self.root / ".mlpd" / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+        with self._flock("lock", fcntl.LOCK_EX):
+            yield
+
+    @contextmanager
+    def publishing(self) -> Iterator[None]:
+        """Keep collections away from the first blob of a version to its record, for the block.
+
+        Any number of threads and processes may publish at once.  Raises StorageFullError.
+        """
+        with self._flock("collect", fcntl.LOCK_SH):
+            yield
+
+    @contextmanager
+    def collecting(self) -> Iterator[None]:
+        """Be alone with the blobs for the block: nothing that is being published lacks a record."""
+        with self._flock("collect", fcntl.LOCK_EX):
+            yield
+
+    @contextmanager
+    def _flock(self, filename: str, operation: int) -> Iterator[None]:
+        path = self.root / ".mlpd" / filename
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError as error:
+            raise StorageFullError(
+                f"the lock {path} can't be opened: {error}",
+                hint="Free space or mend the disk, then try again; nothing was changed.",
+            ) from error
+        try:
+            fcntl.flock(descriptor, operation)
             yield
         finally:
             os.close(descriptor)

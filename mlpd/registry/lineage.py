@@ -20,8 +20,9 @@ class Lineage:
     Made by `Lineage.parse`, which checks every field.  `definitions` is the declarative document of
     all that the service depends on.  `spine` holds source, time column, filter and time bounds.
     `columns` is the order of the vector, `dtypes` covers each of them.  `row_set_digest` identifies
-    the ordered rows of the training set.  `params` are all parameters after defaults, including
-    `num_threads`; `tree_digest` identifies the trees apart from how the file was written.
+    the ordered rows of the training set, `vectors_digest` every bit of their features.  `params`
+    are all parameters after defaults, including `num_threads`; `tree_digest` identifies the trees
+    apart from how the file was written, `calibration` the map behind them, by method and digest.
     `as_of_us` and `as_of_sequence` say what the daemon knew when the training set was read.
     """
 
@@ -53,6 +54,8 @@ class Lineage:
     git_diff: str | None = None
     job: str | None = None
     run_id: str | None = None
+    vectors_digest: str | None = None
+    calibration: Mapping[str, Any] | None = None
 
     @classmethod
     def parse(cls, document: object) -> "Lineage":
@@ -86,8 +89,13 @@ class Lineage:
         return cls.parse(document)
 
     def encode(self) -> bytes:
-        """Return canonical JSON: equal lineages give equal bytes."""
-        return canonical_json(asdict(self))
+        """Return canonical JSON but for `definitions`: equal lineages give equal bytes.
+
+        Their keys keep their order: that of request fields and of an entity's key columns means
+        something.
+        """
+        parts = ((name, _encode(name, value)) for name, value in sorted(asdict(self).items()))
+        return b"{" + b",".join(canonical_json(name) + b":" + text for name, text in parts) + b"}"
 
     def _check_columns(self) -> None:
         if set(self.columns) != self.dtypes.keys():
@@ -143,12 +151,13 @@ _TEXTS: _Rule = (_texts, "a list of texts")
 _COLUMNS: _Rule = (_distinct_texts, "a list of distinct texts, at least one")
 _TEXT_MAP: _Rule = (_text_map, "a mapping of texts to texts")
 _JSON_MAP: _Rule = (_json_map, "a JSON mapping with finite numbers")
+_OPTIONAL_MAP: _Rule = (lambda value: value is None or _json_map(value), "a JSON mapping or null")
 
 _RULES: Mapping[str, _Rule] = {
     "service": _TEXT,
     "service_hash": _TEXT,
     "definitions_hash": _TEXT,
-    "definitions": (lambda value: value is None or _json_map(value), "a JSON mapping or null"),
+    "definitions": _OPTIONAL_MAP,
     "spine": _JSON_MAP,
     "label": _TEXT,
     "mode": (_mode, "as_known, as_corrected or as_of_sequence"),
@@ -173,6 +182,8 @@ _RULES: Mapping[str, _Rule] = {
     "git_diff": _OPTIONAL,
     "job": _OPTIONAL,
     "run_id": _OPTIONAL,
+    "vectors_digest": _OPTIONAL,
+    "calibration": _OPTIONAL_MAP,
 }
 
 
@@ -199,10 +210,16 @@ def _check_field(name: str, value: object) -> None:
         raise _invalid(name, expected, value)
 
 
+def _encode(name: str, value: Any) -> bytes:
+    if name != "definitions":
+        return canonical_json(value)
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode()
+
+
 def _frozen(value: Any) -> Any:
-    """Return an own copy: through JSON for mappings, a tuple for a list."""
+    """Return an own copy, keys in their order: through JSON for mappings, a tuple for a list."""
     if isinstance(value, Mapping):
-        return json.loads(canonical_json(value))
+        return json.loads(json.dumps(value))
     return tuple(value) if isinstance(value, list | tuple) else value
 
 

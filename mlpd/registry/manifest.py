@@ -5,65 +5,59 @@ and times belong to the records and to the tags in index.json.
 """
 
 import json
-import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, cast
+from dataclasses import dataclass
+from typing import Any
 
 from mlpd.core.errors import ValidationError
 from mlpd.core.hashing import canonical_json
 from mlpd.core.names import check_name
 from mlpd.core.time import format_time, parse_time
+from mlpd.registry.descriptors import Descriptor, invalid_manifest
 from mlpd.registry.records import ModelVersion, VersionState
+from mlpd.registry.referrers import (
+    INDEX_TYPE,
+    MANIFEST_TYPE,
+    REF_NAME,
+    TITLE,
+    Referrers,
+    build_referrers,
+    merge_signatures,
+)
 
-MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
-INDEX_TYPE = "application/vnd.oci.image.index.v1+json"
 ARTIFACT_TYPE = "application/vnd.cncf.model.manifest.v1+json"
 CONFIG_TYPE = "application/vnd.cncf.model.config.v1+json"
 WEIGHT_TYPE = "application/vnd.cncf.model.weight.v1.raw"
 
 FILEPATH = "org.cncf.model.filepath"
-TITLE = "org.opencontainers.image.title"
-REF_NAME = "org.opencontainers.image.ref.name"
 CREATED = "org.opencontainers.image.created"
 MODEL_NAME = "vnd.mlpd.model.name"
 MODEL_VERSION = "vnd.mlpd.model.version"
 MODEL_STATE = "vnd.mlpd.model.state"
+SIGNATURE = "vnd.mlpd.signature."
+"""Followed by a public key in hex: how signatures were kept before they were referrers."""
 
 MODEL_FILE = "model.onnx"
 LINEAGE_FILE = "lineage.json"
 WEIGHT_FILES = (MODEL_FILE, "model.txt")
-ROLES = ("signature", "encoder", "lineage", "profile", "golden", "parity", "report")
+ROLES = (
+    "signature",
+    "encoder",
+    "lineage",
+    "profile",
+    "golden",
+    "parity",
+    "report",
+    "calibration",
+    "components",
+)
 """Kinds of files beside the weights; a file is named `<role>.<format>`."""
 
 FORMATS = ("json", "msgpack", "arrow")
+PICTURES = ("importance", "contributions", "learning", "calibration", "roc")
+"""What a version may be looked at by, as files `<picture>.svg`."""
 
-_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
-
-
-@dataclass(frozen=True, slots=True)
-class Descriptor:
-    """A pointer to a blob: media type, `sha256:...` digest, exact size in bytes."""
-
-    media_type: str
-    digest: str
-    size_bytes: int
-    annotations: Mapping[str, str] = field(default_factory=dict)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the OCI form."""
-        form = {"mediaType": self.media_type, "digest": self.digest, "size": self.size_bytes}
-        return form | ({"annotations": dict(self.annotations)} if self.annotations else {})
-
-    @classmethod
-    def parse(cls, form: object, what: str) -> "Descriptor":
-        """Return the descriptor of an OCI form; raises ValidationError(code="invalid_manifest")."""
-        match form:
-            case {"mediaType": str(media_type), "digest": str(digest), "size": int(size_bytes)}:
-                annotations = cast(Mapping[str, Any], form).get("annotations", {})
-                if _DIGEST.fullmatch(digest) and size_bytes >= 0 and _is_annotations(annotations):
-                    return cls(media_type, digest, size_bytes, annotations)
-        raise _invalid(f"{what} is not a descriptor with a sha256 digest and a size")
+PICTURE_TYPE = "image/svg+xml"
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +102,7 @@ class Manifest:
                 "annotations": {"vnd.mlpd.model.name": str(name)},
             } if artifact_type == ARTIFACT_TYPE:
                 return cls(name, Descriptor.parse(config, "config"), _parse_layers(layers))
-        raise _invalid(f"it is not an image manifest of artifactType {ARTIFACT_TYPE}")
+        raise invalid_manifest(f"it is not an image manifest of artifactType {ARTIFACT_TYPE}")
 
 
 def media_type_of(filename: str) -> str:
@@ -118,17 +112,20 @@ def media_type_of(filename: str) -> str:
     role, _, suffix = filename.partition(".")
     if role in ROLES and suffix in FORMATS and (role != "lineage" or filename == LINEAGE_FILE):
         return f"application/vnd.mlpd.{role}.v1+{suffix}"
+    if role in PICTURES and suffix == "svg":
+        return PICTURE_TYPE
     raise ValidationError(
         f"a model version has no file {filename!r}",
         code="unknown_file",
         hint=f"Files are {', '.join(WEIGHT_FILES)} and ROLE.FORMAT with a role out of "
-        f"{', '.join(ROLES)} and a format out of {', '.join(FORMATS)}.",
+        f"{', '.join(ROLES)} and a format out of {', '.join(FORMATS)}; pictures are "
+        f"{', '.join(PICTURES)}, as .svg.",
     )
 
 
 def ordered(filenames: Iterable[str]) -> list[str]:
     """Return file names in the order of a manifest's layers: weights first, then by role."""
-    ranks = {name: rank for rank, name in enumerate((*WEIGHT_FILES, *ROLES))}
+    ranks = {name: rank for rank, name in enumerate((*WEIGHT_FILES, *ROLES, *PICTURES))}
     return sorted(filenames, key=lambda name: (ranks.get(name, ranks.get(_role(name), 0)), name))
 
 
@@ -154,15 +151,30 @@ def build_config(name: str, files: Mapping[str, Descriptor], revision: str | Non
     )
 
 
-def build_index(versions: Iterable[ModelVersion]) -> bytes:
-    """Return index.json: one tagged manifest per version that is not deleted, canonical JSON."""
+def build_index(entries: Iterable[tuple[ModelVersion, Mapping[str, str]]]) -> bytes:
+    """Return index.json: one tagged manifest per version that is not deleted, canonical JSON.
+
+    `entries` are versions with their signatures by key; referrers to these come last.
+    """
+    live = [entry for entry in entries if not entry[0].is_deleted]
+    signed = [entry for found in referrers_of(live) for entry in found.entries]
     return canonical_json(
         {
             "schemaVersion": 2,
             "mediaType": INDEX_TYPE,
-            "manifests": [_index_entry(v) for v in versions if not v.is_deleted],
+            "manifests": [*(_index_entry(version) for version, _ in live), *signed],
         }
     )
+
+
+def referrers_of(entries: Iterable[tuple[ModelVersion, Mapping[str, str]]]) -> list[Referrers]:
+    """Return what refers to each signed manifest, of versions with their signatures by key."""
+    merged = merge_signatures(
+        (Descriptor(MANIFEST_TYPE, version.digest, version.size_bytes), signatures)
+        for version, signatures in entries
+        if signatures
+    )
+    return [build_referrers(*found) for found in merged.values()]
 
 
 def parse_index(data: bytes | None) -> list[ModelVersion]:
@@ -174,6 +186,15 @@ def parse_index(data: bytes | None) -> list[ModelVersion]:
         case {"manifests": [*forms]}:
             return [version for form in forms if (version := _parse_entry(form))]
     return []
+
+
+def read_signatures(annotations: Mapping[str, str]) -> dict[str, str]:
+    """Return the signatures by key among the annotations of an entry; nothing is verified."""
+    return {
+        name.removeprefix(SIGNATURE): value
+        for name, value in annotations.items()
+        if name.startswith(SIGNATURE)
+    }
 
 
 def _index_entry(version: ModelVersion) -> dict[str, Any]:
@@ -212,10 +233,10 @@ def _parse_layers(forms: list[object]) -> dict[str, Descriptor]:
         descriptor = Descriptor.parse(form, "layer")
         filename = descriptor.annotations.get(FILEPATH, "")
         if filename in files or descriptor.media_type != media_type_of(filename):
-            raise _invalid(f"layer {filename!r} has another media type or comes twice")
+            raise invalid_manifest(f"layer {filename!r} has another media type or comes twice")
         files[filename] = descriptor
     if MODEL_FILE not in files or LINEAGE_FILE not in files:
-        raise _invalid(f"it lacks {MODEL_FILE} or {LINEAGE_FILE}")
+        raise invalid_manifest(f"it lacks {MODEL_FILE} or {LINEAGE_FILE}")
     return files
 
 
@@ -227,7 +248,7 @@ def _load_json(data: bytes) -> object:
     try:
         return json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise _invalid(f"it is not JSON: {error}") from None
+        raise invalid_manifest(f"it is not JSON: {error}") from None
 
 
 def _try_json(data: bytes | None) -> object:
@@ -235,17 +256,3 @@ def _try_json(data: bytes | None) -> object:
         return None if data is None else _load_json(data)
     except ValidationError:
         return None
-
-
-def _is_annotations(value: object) -> bool:
-    if not isinstance(value, dict):
-        return False
-    return all(isinstance(k, str) and isinstance(v, str) for k, v in value.items())
-
-
-def _invalid(reason: str) -> ValidationError:
-    return ValidationError(
-        f"the manifest can't be read: {reason}",
-        code="invalid_manifest",
-        hint="Only versions that mlpd registered can be loaded.",
-    )

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 from mlpd.core.errors import (
     ConflictError,
@@ -22,11 +22,15 @@ from mlpd.core.errors import (
 )
 from mlpd.core.names import check_name
 from mlpd.registry import rows
+from mlpd.registry.archive import write_archive
 from mlpd.registry.catalog import Change, Expected
+from mlpd.registry.collect import TRAIL_KEPT, Collection, Policy, collect_blobs, find_surplus
+from mlpd.registry.descriptors import Descriptor
 from mlpd.registry.exports import export, require_records
 from mlpd.registry.layout import Layout
 from mlpd.registry.lineage import Lineage
 from mlpd.registry.manifest import LINEAGE_FILE, Manifest
+from mlpd.registry.origin import Origin, decode_lineage
 from mlpd.registry.records import (
     CHAMPION,
     MAX_WHY_CHARS,
@@ -40,13 +44,14 @@ from mlpd.registry.records import (
     check_alias,
     parse_reference,
 )
+from mlpd.registry.signing import TrustPolicy, require_valid
 from mlpd.registry.versions import (
     LoadedVersion,
     VersionDamagedError,
     VersionStore,
     check_files,
 )
-from mlpd.storage.blobs import Blob
+from mlpd.storage.blobs import Blob, BlobStore
 from mlpd.storage.environment import Environment, Snapshot
 from mlpd.storage.writer import Writer
 
@@ -64,18 +69,24 @@ class Registry:
     in a thread of the loop's pool; once begun they end whole, even if their caller is cancelled.
     """
 
-    def __init__(self, env: Environment, writer: Writer, layout: Layout) -> None:
+    def __init__(
+        self, env: Environment, writer: Writer, layout: Layout, trust: TrustPolicy
+    ) -> None:
         self._env = env
         self._writer = writer
         self._layout = layout
         self._store = VersionStore(layout.blobs)
+        self._trust = trust
         self.export_error: str | None = None
         """Why journal and index.json lag behind LMDB, None when they don't."""
 
     @classmethod
-    def open(cls, env: Environment, writer: Writer, root: Path) -> "Registry":
+    def open(
+        cls, env: Environment, writer: Writer, root: Path, trust: TrustPolicy | None = None
+    ) -> "Registry":
         """Return the registry in `root`, made or mended after a crash; blocking, called once.
 
+        `trust`: whose signature a version needs to get an alias, and to be served.
         Raises ConflictError(code="registry_behind_journal") when LMDB lacks events that the
         journal holds: then records were lost, and `rebuild.rebuild` brings them back.
         """
@@ -84,13 +95,13 @@ class Registry:
         require_records(env, layout)
         layout.blobs.remove_temporary()
         export(env, layout)
-        return cls(env, writer, layout)
+        return cls(env, writer, layout, trust or TrustPolicy())
 
     async def register(
         self,
         name: str,
         files: Mapping[str, bytes | Path],
-        lineage: Mapping[str, Any],
+        lineage: Mapping[str, Any] | Origin,
         cause: Cause,
         *,
         state: VersionState = VersionState.READY,
@@ -117,9 +128,20 @@ class Registry:
         """Return one file of a version, verified; NotFoundError(code="unknown_file") if absent."""
         return await asyncio.to_thread(self._load_file, name, selector, filename)
 
-    async def load_lineage(self, name: str, selector: Selector = CHAMPION) -> Lineage:
-        """Return a version's lineage, verified."""
-        return Lineage.decode(await self.load_file(name, selector, LINEAGE_FILE))
+    async def load_lineage(self, name: str, selector: Selector = CHAMPION) -> Lineage | Origin:
+        """Return a version's lineage, verified; the origin of one that was not trained here."""
+        return decode_lineage(await self.load_file(name, selector, LINEAGE_FILE))
+
+    async def adopt(self, pointer: Descriptor, source: BlobStore, cause: Cause) -> ModelVersion:
+        """Register the version that `pointer` leads to in another store, under its own name.
+
+        Its digest stays; where it is here already, that version is returned.  Raises as `register`.
+        """
+        return await asyncio.to_thread(self._adopt, pointer, source, cause)
+
+    async def export(self, name: str, selector: Selector, file: IO[bytes]) -> ModelVersion:
+        """Write a version to `file` as an OCI archive, every blob verified; raises as `load`."""
+        return await asyncio.to_thread(self._export, name, selector, file)
 
     async def load_manifest(self, name: str, selector: Selector = CHAMPION) -> Manifest:
         """Return a version's manifest, verified: which files it has, their digests and sizes."""
@@ -143,9 +165,12 @@ class Registry:
     ) -> Alias:
         """Point an alias at a version if it is at `expected`; see `catalog.Change.move_alias`.
 
-        `to` None removes the alias; `expected` "any" moves it from wherever it is.
+        `to` None removes the alias; `expected` "any" moves it from wherever it is.  Raises
+        ConflictError(code="signature_required"), too.
         """
         check_alias(alias)
+        if to is not None:
+            self.require_trusted(self.get(name, to))
         return await self._change_in_thread(
             name, cause, lambda change: change.move_alias(alias, to, expected)
         )
@@ -165,6 +190,44 @@ class Registry:
         return await self._change_in_thread(
             name, cause, lambda change: change.protect(alias, protected)
         )
+
+    async def pin(self, name: str, number: int, pinned: bool, cause: Cause) -> ModelVersion:
+        """Pin a version, so that nothing deletes it, or unpin it."""
+        return await self._change_in_thread(name, cause, lambda change: change.pin(number, pinned))
+
+    async def sign(
+        self, name: str, number: int, key: str, signature: str, cause: Cause
+    ) -> ModelVersion:
+        """Attach a signature over the version's digest, both hex, after verifying it.
+
+        Raises ValidationError(code="invalid_signature" or "invalid_key").
+        """
+        digest = self.get(name, number).digest
+        await asyncio.to_thread(require_valid, key, signature, digest)
+        return await self._change_in_thread(
+            name, cause, lambda change: change.sign(number, key, signature)
+        )
+
+    def signatures(self, version: ModelVersion) -> dict[str, str]:
+        """Return a version's signatures by public key."""
+        with self._env.snapshot() as snapshot:
+            return rows.signatures(snapshot, version)
+
+    def require_trusted(self, version: ModelVersion) -> None:
+        """Raise ConflictError(code="signature_required") unless the version may be served."""
+        self._trust.check(version, self.signatures(version))
+
+    def is_trusted(self, version: ModelVersion) -> bool:
+        """Tell whether the version may be served, as far as signatures go."""
+        try:
+            self.require_trusted(version)
+        except ConflictError:
+            return False
+        return True
+
+    async def collect(self, policy: Policy, cause: Cause, *, dry_run: bool) -> Collection:
+        """Remove what no version needs any more, or tell what would go; see `collect.py`."""
+        return await asyncio.to_thread(self._collect, policy, cause, dry_run)
 
     async def export_index(self) -> None:
         """Bring journal and index.json up to LMDB; raises what hinders it."""
@@ -210,6 +273,11 @@ class Registry:
         with self._snapshot_of(name) as snapshot:
             return [alias for alias in rows.aliases(snapshot, name) if alias.version is not None]
 
+    def pins(self, name: str) -> frozenset[int]:
+        """Return the numbers of a model's pinned versions."""
+        with self._snapshot_of(name) as snapshot:
+            return rows.pins(snapshot, name)
+
     def history(
         self, name: str, *, alias: str | None = None, limit: int = HISTORY_LIMIT
     ) -> list[Event]:
@@ -236,28 +304,55 @@ class Registry:
         self,
         name: str,
         files: Mapping[str, bytes | Path],
-        lineage: Mapping[str, Any],
+        lineage: Mapping[str, Any] | Origin,
         cause: Cause,
         state: VersionState,
     ) -> ModelVersion:
         check_name(name, "model")
         check_files(files)
         _check_first_state(state)
-        blob = self._publish(name, files, Lineage.parse(lineage))
-        return self._change(name, cause, lambda change: change.register(*blob, state))
+        parsed = lineage if isinstance(lineage, Origin) else Lineage.parse(lineage)
+        return self._publish(name, cause, state, lambda: self._store.publish(name, files, parsed))
 
-    def _publish(self, name: str, files: Mapping[str, bytes | Path], lineage: Lineage) -> Blob:
-        try:
-            blob = self._store.publish(name, files, lineage)
-            self._layout.sync_blobs()
-        except OSError as error:
-            raise StorageFullError(
-                f"the files of model {name!r} could not be stored: {error}; nothing was registered",
-                hint="Free space or mend the disk, then register again.",
-            ) from error
-        return blob
+    def _adopt(self, pointer: Descriptor, source: BlobStore, cause: Cause) -> ModelVersion:
+        name = Manifest.decode(source.get(pointer.digest, pointer.size_bytes)).name
+        check_name(name, "model")
+        return self._publish(
+            name, cause, VersionState.READY, lambda: self._store.adopt(pointer, source)
+        )
+
+    def _publish(
+        self, name: str, cause: Cause, state: VersionState, store: Callable[[], Blob]
+    ) -> ModelVersion:
+        with self._layout.publishing():
+            try:
+                blob = store()
+                self._layout.sync_blobs()
+            except OSError as error:
+                raise StorageFullError(
+                    f"the files of model {name!r} could not be stored: {error}; nothing was "
+                    "registered",
+                    hint="Free space or mend the disk, then register again.",
+                ) from error
+            return self._change(name, cause, lambda change: change.register(*blob, state))
+
+    def _export(self, name: str, selector: Selector, file: IO[bytes]) -> ModelVersion:
+        version = self._loadable(name, selector)
+        blobs, signatures = self._layout.blobs, self.signatures(version)
+
+        def write(version: ModelVersion) -> None:
+            manifest = self._store.load_manifest(version)
+            self._store.guarded(
+                version, lambda: write_archive(file, version, signatures, manifest, blobs)
+            )
+
+        self._reading(version, write)
+        return version
 
     def _load(self, name: str, selector: Selector) -> LoadedVersion:
+        return self._reading(self._loadable(name, selector), self._store.load)
+
+    def _loadable(self, name: str, selector: Selector) -> ModelVersion:
         version = self.get(name, selector)
         if version.state is VersionState.QUARANTINED:
             raise ConflictError(
@@ -265,7 +360,7 @@ class Registry:
                 code="version_quarantined",
                 hint="Roll the alias back, or register the model again.",
             )
-        return self._reading(version, self._store.load)
+        return version
 
     def _load_file(self, name: str, selector: Selector, filename: str) -> bytes:
         version = self.get(name, selector)
@@ -290,6 +385,20 @@ class Registry:
         if version.state is VersionState.QUARANTINED and state is VersionState.READY:
             self._store.load(version)
         return self._change(name, cause, lambda change: change.set_state(number, state))
+
+    def _collect(self, policy: Policy, cause: Cause, dry_run: bool) -> Collection:
+        with self._env.snapshot() as snapshot:
+            surplus = find_surplus(snapshot, policy)
+        if not dry_run:
+            surplus = [version for version in surplus if self._retire(version, cause)]
+        gone, waiting = collect_blobs(self._env, self._layout, policy, dry_run=dry_run)
+        return Collection(tuple(surplus), tuple(gone), tuple(waiting))
+
+    def _retire(self, version: ModelVersion, cause: Cause) -> bool:
+        """Delete a surplus version, unless it came into use since it was looked at."""
+        return self._change(
+            version.name, cause, lambda change: change.retire(version.number, TRAIL_KEPT)
+        )
 
     def _change(self, name: str, cause: Cause, verb: Callable[[Change], T]) -> T:
         result = self._writer.write_blocking(lambda txn: verb(Change(txn, name, cause)))

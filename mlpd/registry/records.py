@@ -17,7 +17,7 @@ from mlpd.core.names import check_name
 from mlpd.registry.json_values import is_json, is_text
 from mlpd.storage.tables import from_u64be, u64be
 
-CHAMPION = "champion"
+CHAMPION, CHALLENGER = "champion", "challenger"
 """The alias that a reference without a selector means."""
 
 Selector = int | str
@@ -48,6 +48,8 @@ class EventKind(StrEnum):
     STATE = "state"
     ALIAS = "alias"
     PROTECTION = "protection"
+    PIN = "pin"
+    SIGNED = "signed"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,8 +154,8 @@ class Event:
     """One change of the registry: `sequence` is dense from 1, `time_us` its group's arrival time.
 
     `body` by kind: registered {version, digest, size_bytes, state}; state {version, from, to};
-    alias {alias, from, to, rollback}; protection {alias, protected}.  Versions are numbers, null
-    where there is none.
+    alias {alias, from, to, rollback}; protection {alias, protected}; pin {version, pinned};
+    signed {version, key, signature}.  Versions are numbers, null where there is none.
     """
 
     sequence: int
@@ -241,6 +243,21 @@ def alias_prefix(name: str) -> bytes:
     return b"a" + name.encode() + b"\0"
 
 
+def pin_key(name: str, number: int) -> bytes:
+    """Return the key (with an empty value) that is there while a version is pinned."""
+    return pin_prefix(name) + u64be(number)
+
+
+def pin_prefix(name: str) -> bytes:
+    """Return what the keys of a model's pins begin with."""
+    return b"p" + name.encode() + b"\0"
+
+
+def signatures_key(name: str, number: int) -> bytes:
+    """Return the key of a version's signatures."""
+    return b"s" + name.encode() + b"\0" + u64be(number)
+
+
 def event_key(sequence: int) -> bytes:
     """Return the key of an event's row."""
     return b"e" + u64be(sequence)
@@ -256,8 +273,8 @@ def history_prefix(name: str) -> bytes:
     return b"h" + name.encode() + b"\0"
 
 
-def sequence_of(key: bytes) -> int:
-    """Return the sequence at the end of an event's or history entry's key."""
+def number_of(key: bytes) -> int:
+    """Return the number at the end of a key: a sequence, or a version's."""
     return from_u64be(key[-8:])
 
 

@@ -4,10 +4,12 @@ Reads take a snapshot or a write transaction.  `apply_event` is the only place t
 MODELS: in the writer thread when something changes, and when `rebuild.rebuild` replays the journal.
 """
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 
 from mlpd.core.errors import InternalError, NotFoundError
+from mlpd.core.hashing import canonical_json
 from mlpd.registry.records import (
     Alias,
     Event,
@@ -23,8 +25,11 @@ from mlpd.registry.records import (
     history_key,
     history_prefix,
     model_key,
+    number_of,
+    pin_key,
+    pin_prefix,
     prefix_end,
-    sequence_of,
+    signatures_key,
     version_key,
     version_prefix,
 )
@@ -84,16 +89,44 @@ def all_versions(reader: Reader) -> Iterator[ModelVersion]:
         yield ModelVersion.decode(row)
 
 
+def all_signed(reader: Reader) -> Iterator[tuple[ModelVersion, dict[str, str]]]:
+    """Yield every version with its signatures, as `all_versions` does."""
+    for version in all_versions(reader):
+        yield version, signatures(reader, version)
+
+
 def aliases(reader: Reader, name: str) -> Iterator[Alias]:
     """Yield a model's aliases by name, removed ones included."""
     for _, row in _scan(reader, alias_prefix(name)):
         yield Alias.decode(row)
 
 
+def pins(reader: Reader, name: str) -> frozenset[int]:
+    """Return the numbers of a model's pinned versions."""
+    return frozenset(number_of(key) for key, _ in _scan(reader, pin_prefix(name)))
+
+
+def signatures(reader: Reader, version: ModelVersion) -> dict[str, str]:
+    """Return a version's signatures by public key, both hex."""
+    row = reader.get(Table.MODELS, signatures_key(version.name, version.number))
+    found: dict[str, str] = {} if row is None else json.loads(row)
+    return found
+
+
+def held(reader: Reader, name: str, trail_kept: int) -> frozenset[int]:
+    """Return the versions that are pinned, under an alias, or among the last that an alias left."""
+    found = set(pins(reader, name))
+    for alias in aliases(reader, name):
+        found.update(alias.trail[-trail_kept:])
+        if alias.version is not None:
+            found.add(alias.version)
+    return frozenset(found)
+
+
 def last_sequence(reader: Reader) -> int:
     """Return the newest event's sequence, 0 before the first."""
     for key, _ in reader.scan(Table.MODELS, b"e", b"f", reverse=True):
-        return sequence_of(key)
+        return number_of(key)
     return 0
 
 
@@ -112,9 +145,9 @@ def history(reader: Reader, name: str) -> Iterator[Event]:
     """Yield a model's events, newest first."""
     prefix = history_prefix(name)
     for key, _ in reader.scan(Table.MODELS, prefix, prefix_end(prefix), reverse=True):
-        row = get_event(reader, sequence_of(key))
+        row = get_event(reader, number_of(key))
         if row is None:
-            raise InternalError(f"event {sequence_of(key)} of model {name!r} is missing")
+            raise InternalError(f"event {number_of(key)} of model {name!r} is missing")
         yield Event.decode(row)
 
 
@@ -198,6 +231,21 @@ def _fold_protection(txn: WriteTransaction, event: Event) -> None:
     _put_alias(txn, replace(before, protected=event.body["protected"]))
 
 
+def _fold_pin(txn: WriteTransaction, event: Event) -> None:
+    key = pin_key(event.model, event.body["version"])
+    if event.body["pinned"]:
+        txn.put(Table.MODELS, key, b"")
+    else:
+        txn.delete(Table.MODELS, key)
+
+
+def _fold_signed(txn: WriteTransaction, event: Event) -> None:
+    version = get_version(txn, event.model, event.body["version"])
+    found = signatures(txn, version) | {event.body["key"]: event.body["signature"]}
+    key = signatures_key(version.name, version.number)
+    txn.put(Table.MODELS, key, canonical_json(found))
+
+
 def _put_alias(txn: WriteTransaction, alias: Alias) -> None:
     txn.put(Table.MODELS, alias_key(alias.model, alias.alias), alias.encode())
 
@@ -207,6 +255,8 @@ _FOLDS: Mapping[EventKind, Callable[[WriteTransaction, Event], None]] = {
     EventKind.STATE: _fold_state,
     EventKind.ALIAS: _fold_alias,
     EventKind.PROTECTION: _fold_protection,
+    EventKind.PIN: _fold_pin,
+    EventKind.SIGNED: _fold_signed,
 }
 
 

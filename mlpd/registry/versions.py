@@ -6,18 +6,19 @@ from pathlib import Path
 from typing import TypeVar
 
 from mlpd.core.errors import InternalError, MlpdError, NotFoundError, TooLargeError, ValidationError
+from mlpd.registry.descriptors import Descriptor
 from mlpd.registry.lineage import Lineage
 from mlpd.registry.manifest import (
     CONFIG_TYPE,
     LINEAGE_FILE,
     MODEL_FILE,
-    Descriptor,
     Manifest,
     build_config,
     layer,
     media_type_of,
     ordered,
 )
+from mlpd.registry.origin import Origin, decode_lineage
 from mlpd.registry.records import ModelVersion
 from mlpd.storage.blobs import Blob, BlobStore
 
@@ -42,7 +43,7 @@ class LoadedVersion:
     version: ModelVersion
     manifest: Manifest
     files: Mapping[str, bytes]
-    lineage: Lineage
+    lineage: Lineage | Origin
 
 
 class VersionStore:
@@ -51,24 +52,35 @@ class VersionStore:
     def __init__(self, blobs: BlobStore) -> None:
         self._blobs = blobs
 
-    def publish(self, name: str, files: Mapping[str, bytes | Path], lineage: Lineage) -> Blob:
+    def publish(
+        self, name: str, files: Mapping[str, bytes | Path], lineage: Lineage | Origin
+    ) -> Blob:
         """Store a version durably and return its manifest's digest and size; no number yet.
 
         Everything that the manifest points to is on disk before the manifest is.
         """
         contents = {**files, LINEAGE_FILE: lineage.encode()}
         layers = {n: layer(n, *self._blobs.put(contents[n])) for n in ordered(contents)}
-        config = self._blobs.put(build_config(name, layers, lineage.git_commit))
+        revision = lineage.git_commit if isinstance(lineage, Lineage) else None
+        config = self._blobs.put(build_config(name, layers, revision))
         manifest = Manifest(name, Descriptor(CONFIG_TYPE, *config), layers)
         return self._blobs.put(manifest.encode())
 
+    def adopt(self, pointer: Descriptor, source: BlobStore) -> Blob:
+        """Store the version that `pointer` leads to in another store, digests and all."""
+        encoded = source.get(pointer.digest, pointer.size_bytes)
+        for needed in Manifest.decode(encoded).blobs:
+            with source.open(needed.digest, needed.size_bytes) as content:
+                self._blobs.put(content)
+        return self._blobs.put(encoded)
+
     def load(self, version: ModelVersion) -> LoadedVersion:
         """Return the version with all its files; raises VersionDamagedError."""
-        return self._reading(version, lambda: self._load(version))
+        return self.guarded(version, lambda: self._load(version))
 
     def load_manifest(self, version: ModelVersion) -> Manifest:
         """Return the version's manifest; raises VersionDamagedError."""
-        return self._reading(version, lambda: self._load_manifest(version))
+        return self.guarded(version, lambda: self._load_manifest(version))
 
     def load_file(self, version: ModelVersion, filename: str) -> bytes:
         """Return one file; raises VersionDamagedError, NotFoundError(code="unknown_file")."""
@@ -79,13 +91,13 @@ class VersionStore:
                 code="unknown_file",
                 hint="Its manifest lists its files.",
             )
-        return self._reading(version, lambda: self._get(descriptor))
+        return self.guarded(version, lambda: self._get(descriptor))
 
     def _load(self, version: ModelVersion) -> LoadedVersion:
         manifest = self._load_manifest(version)
         self._get(manifest.config)
         files = {name: self._get(descriptor) for name, descriptor in manifest.files.items()}
-        return LoadedVersion(version, manifest, files, Lineage.decode(files[LINEAGE_FILE]))
+        return LoadedVersion(version, manifest, files, decode_lineage(files[LINEAGE_FILE]))
 
     def _load_manifest(self, version: ModelVersion) -> Manifest:
         return Manifest.decode(self._blobs.get(version.digest, version.size_bytes))
@@ -93,7 +105,8 @@ class VersionStore:
     def _get(self, descriptor: Descriptor) -> bytes:
         return self._blobs.get(descriptor.digest, descriptor.size_bytes)
 
-    def _reading(self, version: ModelVersion, read: Callable[[], T]) -> T:
+    def guarded(self, version: ModelVersion, read: Callable[[], T]) -> T:
+        """Return what `read` does; damage that it meets becomes the version's."""
         try:
             return read()
         except MlpdError as error:

@@ -14,6 +14,7 @@ from mlpd.registry.fsck import check
 from mlpd.registry.models import Registry
 from mlpd.registry.rebuild import rebuild
 from mlpd.registry.records import Cause, VersionState, alias_key, event_key, model_key, version_key
+from mlpd.registry.signing import create_key, sign
 from mlpd.storage.environment import Environment, Table
 from mlpd.storage.writer import Writer
 
@@ -23,9 +24,9 @@ Table_ = dict[bytes, bytes]
 
 @pytest.fixture
 async def filled(
-    registry: Registry, files: dict[str, bytes | Path], lineage: dict[str, Any]
+    registry: Registry, files: dict[str, bytes | Path], lineage: dict[str, Any], root: Path
 ) -> Registry:
-    """Four versions of two models: one archived, one deleted, aliases moved and rolled back."""
+    """Four versions of two models: archived, deleted, pinned, signed, aliases rolled back."""
     for seed in (1, 2, 3):
         await registry.register("clf", files, lineage | {"seed": seed}, BY)
     await registry.register("other", files, lineage, BY, state=VersionState.PENDING)
@@ -35,6 +36,10 @@ async def filled(
     await registry.protect("clf", "champion", True, BY)
     await registry.set_state("clf", 2, VersionState.ARCHIVED, BY)
     await registry.delete("clf", 3, BY)
+    await registry.pin("clf", 1, True, BY)
+    key = create_key(root.parent / "team.key")
+    signature = sign(root.parent / "team.key", registry.get("clf", 2).digest)[1]
+    await registry.sign("clf", 2, key, signature, BY)
     return registry
 
 

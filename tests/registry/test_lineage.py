@@ -23,6 +23,14 @@ def test_decode_gives_back_what_was_encoded(lineage: dict[str, Any]) -> None:
     assert parsed.parent is None
 
 
+def test_the_order_of_request_fields_and_key_columns_is_kept(lineage: dict[str, Any]) -> None:
+    request = {"z": "float64", "a": "float64"}
+    lineage["definitions"] = {"services": {"s": {"request": request}}}
+    decoded = Lineage.decode(Lineage.parse(lineage).encode())
+    assert decoded.definitions is not None
+    assert list(decoded.definitions["services"]["s"]["request"]) == ["z", "a"]
+
+
 def test_later_changes_of_the_mapping_do_not_reach_the_lineage(lineage: dict[str, Any]) -> None:
     parsed = Lineage.parse(lineage)
     lineage["params"]["seed"] = 1

@@ -1,15 +1,17 @@
 """Manifest, config and index: their exact form, and what is refused when read."""
 
 import json
+from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 
 from mlpd.core.errors import ValidationError
 from mlpd.core.hashing import canonical_json
+from mlpd.registry.descriptors import Descriptor
 from mlpd.registry.manifest import (
     CONFIG_TYPE,
-    Descriptor,
     Manifest,
     build_config,
     build_index,
@@ -18,8 +20,10 @@ from mlpd.registry.manifest import (
     ordered,
 )
 from mlpd.registry.records import ModelVersion, VersionState
+from mlpd.registry.referrers import build_referrers
 
 DIGEST = "sha256:" + "ab" * 32
+SUBJECT = Descriptor("application/vnd.oci.image.manifest.v1+json", DIGEST, 321)
 FILES = ["parity.json", "golden.msgpack", "lineage.json", "model.txt", "model.onnx"]
 
 
@@ -59,9 +63,16 @@ def test_a_manifest_is_modelpack() -> None:
     assert decoded["layers"][0]["annotations"]["org.cncf.model.filepath"] == "model.onnx"
 
 
+MODELPACK = json.loads(Path(__file__).with_name("modelpack-config-schema.json").read_bytes())
+"""schema/config-schema.json of github.com/modelpack/model-spec at commit d78bf3231b4f."""
+
+
 @pytest.mark.parametrize("revision", [None, "0f" * 20])
-def test_the_config_holds_only_keys_of_the_modelpack_schema(revision: str | None) -> None:
+def test_the_config_is_valid_under_the_modelpack_schema(revision: str | None) -> None:
     config = json.loads(build_config("clf", manifest().files, revision))
+    jsonschema.Draft202012Validator(MODELPACK).validate(config)
+    with pytest.raises(jsonschema.ValidationError):  # the schema does refuse what isn't in it
+        jsonschema.Draft202012Validator(MODELPACK).validate({**config, "more": 1})
     assert config.keys() == {"descriptor", "config", "modelfs"}
     assert config["descriptor"].keys() <= {"name", "revision"}
     assert config["config"] == {"architecture": "gbdt", "format": "onnx"}
@@ -144,8 +155,10 @@ def version(number: int, state: VersionState) -> ModelVersion:
 
 
 def test_the_index_tags_every_version_that_is_not_deleted() -> None:
-    versions = [version(1, VersionState.READY), version(2, VersionState.DELETED)]
-    assert json.loads(build_index(versions))["manifests"] == [
+    signed = {"ab" * 32: "cd" * 64}
+    versions = [(version(1, VersionState.READY), signed), (version(2, VersionState.DELETED), {})]
+    index = json.loads(build_index(versions))
+    assert index["manifests"][:1] == [
         {
             "mediaType": "application/vnd.oci.image.manifest.v1+json",
             "artifactType": "application/vnd.cncf.model.manifest.v1+json",
@@ -160,3 +173,4 @@ def test_the_index_tags_every_version_that_is_not_deleted() -> None:
             },
         }
     ]
+    assert index["manifests"][1:] == [*build_referrers(SUBJECT, signed).entries]

@@ -9,8 +9,11 @@ from typing import Any
 
 import pytest
 
+from mlpd.registry.archive import read_archive
 from mlpd.registry.models import Registry
 from mlpd.registry.records import Cause, ModelVersion
+from mlpd.registry.signing import create_key, sign
+from mlpd.storage.blobs import BlobStore
 
 pytestmark = pytest.mark.skipif(
     shutil.which("skopeo") is None,
@@ -64,3 +67,57 @@ def test_a_copy_to_an_archive_and_back_keeps_the_digest(
     skopeo("copy", archive, back)
     raw = skopeo("inspect", "--raw", back)
     assert f"sha256:{hashlib.sha256(raw).hexdigest()}" == version.digest
+
+
+async def test_signatures_are_found_by_tag_and_hinder_nobody(
+    registry: Registry, version: ModelVersion, root: Path, tmp_path: Path
+) -> None:
+    key = create_key(tmp_path / "k.pem")
+    signed = sign(tmp_path / "k.pem", version.digest)
+    await registry.sign(version.name, version.number, *signed, Cause("tester"))
+    tag = version.digest.replace(":", "-")
+    referrers = json.loads(skopeo("inspect", "--raw", f"oci:{root}:{tag}"))
+    (entry,) = referrers["manifests"]
+    assert entry["annotations"] == {"vnd.mlpd.signature.key": key}
+    skopeo("copy", f"oci:{root}:{version.tag}", f"oci:{tmp_path}/there:again")
+    with (tmp_path / "ours.tar").open("wb") as file:
+        await registry.export(version.name, version.number, file)
+    raw = skopeo("inspect", "--raw", f"oci-archive:{tmp_path}/ours.tar:{version.tag}")
+    assert f"sha256:{hashlib.sha256(raw).hexdigest()}" == version.digest
+
+
+async def test_our_own_archive_is_read_by_skopeo(
+    registry: Registry, version: ModelVersion, tmp_path: Path
+) -> None:
+    with (tmp_path / "ours.tar").open("wb") as file:
+        await registry.export(version.name, version.number, file)
+    archive = f"oci-archive:{tmp_path}/ours.tar:{version.tag}"
+    raw = skopeo("inspect", "--raw", archive)
+    assert f"sha256:{hashlib.sha256(raw).hexdigest()}" == version.digest
+    skopeo("copy", archive, f"oci:{tmp_path}/there:again")
+    assert (tmp_path / "there/blobs/sha256" / version.digest[7:]).exists()
+
+
+async def test_skopeos_archive_is_imported_with_its_digest(
+    registry: Registry, version: ModelVersion, root: Path, tmp_path: Path
+) -> None:
+    skopeo("copy", f"oci:{root}:{version.tag}", f"oci-archive:{tmp_path}/v.tar:{version.tag}")
+    blobs = BlobStore(tmp_path / "unpacked")
+    pointer, manifest, _ = read_archive(tmp_path / "v.tar", blobs)
+    assert (pointer.digest, manifest.name) == (version.digest, version.name)
+    await registry.delete(version.name, version.number, Cause("tester"))
+    again = await registry.adopt(pointer, blobs, Cause("tester"))
+    assert (again.number, again.digest) == (version.number + 1, version.digest)
+
+
+def test_a_copy_to_a_plain_folder_holds_the_manifest_and_every_blob(
+    version: ModelVersion, root: Path, tmp_path: Path
+) -> None:
+    skopeo("copy", f"oci:{root}:{version.tag}", f"dir:{tmp_path}/plain")
+    raw = (tmp_path / "plain" / "manifest.json").read_bytes()
+    assert f"sha256:{hashlib.sha256(raw).hexdigest()}" == version.digest
+    manifest = json.loads(raw)
+    for pointer in (manifest["config"], *manifest["layers"]):
+        content = (tmp_path / "plain" / pointer["digest"].removeprefix("sha256:")).read_bytes()
+        assert f"sha256:{hashlib.sha256(content).hexdigest()}" == pointer["digest"]
+        assert len(content) == pointer["size"]
