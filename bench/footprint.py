@@ -123,7 +123,8 @@ def _measure_predictions(found: Cases, data: Path, daemon: Served, client: Clien
         answer = client.predict(ROUTE, rows[start : start + 20])
         ids += [prediction["prediction_id"] for prediction in answer["predictions"]]
     _wait(lambda: client.status()["predictions"]["logged"] >= PREDICTIONS)
-    width = len(client.predict(ROUTE, rows[:1], include=["vector"])["predictions"][0]["vector"])
+    (one,) = client.predict(ROUTE, rows[:1], include=["vector"])["predictions"]
+    width = len(one["vector"] or ())
     each = _each(_less(_bytes(data, Table.PREDICTIONS), before), PREDICTIONS)
     _put(found, "prediction", features=width, **each)
     labels = [{"prediction_id": i, "label": n % 2 == 0} for n, i in enumerate(ids)]

@@ -3,6 +3,7 @@
 import json
 import math
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from bench.options import Options
 from bench.turns import Case
 from bench.world import JOB, ROUTE, SERVICE, World, build_requests, open_world
 from mlpd.core.time import SECOND_US, system_clock
+from mlpd.registry.manifest import MODEL_FILE
+from mlpd.registry.referrers import TITLE
 
 FLIGHTS = 60_000
 VECTORS = 1_000
@@ -45,6 +48,18 @@ def read(options: Options) -> dict[str, Case]:
     return found
 
 
+def model_file(data: Path) -> Path:
+    """Return where the ONNX file of a data directory's first version is: in its registry."""
+    registry = data / "registry"
+    first = json.loads((registry / "index.json").read_bytes())["manifests"][0]
+
+    def blob(descriptor: Mapping[str, str]) -> Path:
+        return registry / "blobs" / descriptor["digest"].replace(":", "/")
+
+    layers = json.loads(blob(first).read_bytes())["layers"]
+    return next(blob(each) for each in layers if each["annotations"][TITLE] == MODEL_FILE)
+
+
 def predict(options: Options) -> dict[str, Case]:
     """Predict rows by entity key, and one by vector, against the bare session on the vectors.
 
@@ -58,7 +73,7 @@ def predict(options: Options) -> dict[str, Case]:
     ):
         rows = build_requests(VECTORS)
         vectors = read_vectors(world, rows)
-        model = next((Path(folder) / DATA / "runs").glob("*/out/model.onnx"))
+        model = model_file(Path(folder) / DATA)
         with bare("predict", model) as (url, _):
 
             def measure(ours: Target, size: int, concurrency: int) -> Case:
@@ -115,7 +130,7 @@ def ingest(options: Options) -> dict[str, Case]:
 def read_vectors(world: World, rows: list[dict[str, Any]]) -> list[list[float | None]]:
     """Return the vectors that the route serves for `rows`; None is missing."""
     answer = world.client.predict(ROUTE, rows, include=["vector"])
-    vectors = [prediction["vector"] for prediction in answer["predictions"]]
+    vectors = [prediction["vector"] or [] for prediction in answer["predictions"]]
     return [[None if x is None or math.isnan(x) else x for x in vector] for vector in vectors]
 
 

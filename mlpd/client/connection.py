@@ -8,14 +8,17 @@ import contextlib
 import select
 import socket
 import time
+from collections.abc import Callable
 
 from mlpd.client.address import Address
-from mlpd.client.requests import Answer, Request
+from mlpd.client.requests import Answer, FileBody, Request, Told, saving
 from mlpd.core.errors import InternalError, TooLargeError, UnavailableError
 
 HEAD_BYTES_MAX = 64 * 1024
 BODY_BYTES_MAX = 2 * 1024**3
 _RECEIVE_BYTES = 256 * 1024
+_SEND_BYTES = 1024 * 1024
+"""Of a file in memory."""
 _BLANK_LINE = b"\r\n\r\n"
 
 
@@ -49,23 +52,59 @@ class Connection:
         deadline_s = time.monotonic() + timeout_s
         try:
             self._socket.settimeout(timeout_s)
-            self._socket.sendall(head + (request.body or b""))
-            return self._receive(deadline_s)
+            if isinstance(request.body, FileBody):
+                self._send_file(head, request.body, request.told, deadline_s)
+            else:
+                self._socket.sendall(head + (request.body or b""))
+            return self._receive(request, deadline_s)
         except TimeoutError:
             raise _timed_out(self._address, timeout_s) from None
         except OSError as error:
             raise _lost(self._address, str(error)) from None
 
-    def _receive(self, deadline_s: float) -> Answer:
+    def _send_file(self, head: bytes, body: FileBody, told: Told | None, deadline_s: float) -> None:
+        """Send a body in parts, until it ends or the daemon has answered: it refuses early."""
+        self._socket.sendall(head)
+        sent = 0
+        with body.path.open("rb") as file:
+            while part := file.read(_SEND_BYTES):
+                if self._poll.poll(0):
+                    self.reusable = False
+                    return
+                self._socket.settimeout(max(deadline_s - time.monotonic(), 1e-3))
+                self._socket.sendall(part)
+                sent += len(part)
+                if told is not None:
+                    told("sent", sent, body.size_bytes)
+        if sent != body.size_bytes:
+            raise InternalError(f"{body.path} changed while it was sent", code="file_changed")
+
+    def _receive(self, request: Request, deadline_s: float) -> Answer:
         head = self._read_until(_BLANK_LINE, HEAD_BYTES_MAX, deadline_s)
         status, headers = parse_head(head)
         if headers.get("connection", "").lower() == "close":
             self.reusable = False
         if headers.get("transfer-encoding", "").lower() == "chunked":
-            body = self._read_chunks(deadline_s)
-        else:
-            body = self._read_exactly(_length(headers), deadline_s)
-        return Answer(status, headers, body)
+            return Answer(status, headers, self._read_chunks(deadline_s))
+        length = _length(headers)
+        if request.to is not None and status < 400:  # noqa: PLR2004 - the statuses of errors
+            with saving(request.to) as write:
+                self._save(write, length, request.told, deadline_s)
+            return Answer(status, headers, b"", saved=request.to)
+        if length > BODY_BYTES_MAX:
+            raise _too_large(length)
+        return Answer(status, headers, self._read_exactly(length, deadline_s))
+
+    def _save(
+        self, write: Callable[[bytes], None], length: int, told: Told | None, deadline_s: float
+    ) -> None:
+        received = 0
+        while received < length:
+            part = self._read_exactly(min(length - received, _SEND_BYTES), deadline_s)
+            write(part)
+            received += len(part)
+            if told is not None:
+                told("received", received, length)
 
     def _read_chunks(self, deadline_s: float) -> bytes:
         parts: list[bytes] = []
@@ -178,8 +217,6 @@ def _length(headers: dict[str, str]) -> int:
     text = headers.get("content-length", "")
     if not text.isdecimal():
         raise InternalError("the answer has no length", code="invalid_answer")
-    if int(text) > BODY_BYTES_MAX:
-        raise _too_large(int(text))
     return int(text)
 
 

@@ -4,11 +4,15 @@ import random
 from collections.abc import Callable
 
 from mlpd.client.requests import Request
-from mlpd.core.errors import MlpdError, UnavailableError
+from mlpd.core.errors import MlpdError, OverloadedError, UnavailableError
 
 ATTEMPTS_MAX = 4
 PAUSE_S = 0.05
 PAUSE_MAX_S = 5.0
+SLOTS_MOVING = "slots_moving"
+"""Code of what a shard answers while slots move: it passes by itself, and says when."""
+MOVING_ATTEMPTS_MAX = 40
+"""Some five seconds: a pause takes a tenth of one, on a crowded machine more."""
 BUDGET_MAX = 10.0
 DEPOSIT = 0.1
 """Budget that a success pays in: in the long run at most one call in ten is a retry."""
@@ -18,8 +22,9 @@ class Retries:
     """Decides on retries of one client; safe to share between its threads.
 
     A retry costs 1 of a budget of at most 10, so that many clients of a failing daemon don't
-    multiply its load.  Only repeatable requests are retried, and only after a 503 or a lost
-    connection.
+    multiply its load; what waits for slots that move costs none.  Repeatable requests are retried
+    after a 503 or a lost connection, others only after a 503 that says when to come back: those
+    were refused unexecuted.
     """
 
     def __init__(self, draw: Callable[[], float] = random.random) -> None:
@@ -34,14 +39,17 @@ class Retries:
         `attempt` counts from 1; `left_s` is the time left for the whole call.  Waits what the
         server advised, else 50 ms doubled with each attempt, with up to half of it by chance.
         """
-        retriable = request.repeatable and error.status == UnavailableError.status
-        if not retriable or attempt >= ATTEMPTS_MAX or self._budget < 1.0:
+        is_moving = error.code == SLOTS_MOVING
+        refused = is_moving or isinstance(error, OverloadedError)
+        retriable = refused or (request.repeatable and error.status == UnavailableError.status)
+        spent = attempt >= ATTEMPTS_MAX or self._budget < 1.0
+        if not retriable or (attempt >= MOVING_ATTEMPTS_MAX if is_moving else spent):
             return None
         pause_s = float(error.details.get("retry_after_s", PAUSE_S * 2 ** (attempt - 1)))
         pause_s *= 1.0 + 0.5 * self._draw()
         if pause_s > min(PAUSE_MAX_S, left_s):
             return None
-        self._budget -= 1.0
+        self._budget -= 0.0 if is_moving else 1.0
         return pause_s
 
     def succeeded(self) -> None:

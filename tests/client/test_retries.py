@@ -45,6 +45,11 @@ def test_calls_that_are_not_repeatable_never_are() -> None:
     assert retries().pause_s(PREDICT, UnavailableError("down"), 1, 60.0) is None
 
 
+def test_what_was_refused_unexecuted_may_always_be_asked_again() -> None:
+    error = OverloadedError("full", details={"retry_after_s": 0.5})
+    assert retries().pause_s(PREDICT, error, 1, 60.0) == 0.5
+
+
 @pytest.mark.parametrize(
     "error",
     [

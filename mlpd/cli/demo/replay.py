@@ -85,7 +85,7 @@ class Replay:
         started = time.perf_counter()
         answer = self.client.predict(self.route, rows, at=tick.t_us)
         self.totals.predictions_s += time.perf_counter() - started
-        self._ids += [row["prediction_id"] for row in answer["predictions"]]
+        self._ids += [str(row["prediction_id"]) for row in answer["predictions"]]
         self.totals.predictions += len(rows)
 
     def _due_labels(self, t_us: int) -> int:
