@@ -16,7 +16,7 @@ def test_the_shown_defaults_are_the_defaults() -> None:
 
 def test_every_setting_is_shown() -> None:
     shown = (ROOT / "conf" / "default.toml").read_text()
-    for section in ("server", "storage", "serving", "training", "monitoring"):
+    for section in ("server", "limits", "storage", "serving", "training", "monitoring"):
         assert f"[{section}]" in shown
         for name in type(getattr(Config(), section)).__slots__:
             assert f"\n{name.removesuffix('_us')} = " in shown
