@@ -72,6 +72,15 @@ class Block(NamedTuple):
             self.words[row] = column.values
         self.valid[row] = True if column.valid is None else column.valid
 
+    def gather(self, row: int, column: Column, index: NDArray[np.int64]) -> None:
+        """Set a feature to the values of a column at `index`, which is within its bounds."""
+        words = self.words[row].view(np.float64) if column.dtype in _REALS else self.words[row]
+        if column.values.dtype != words.dtype:
+            self.put(row, column.take(index))
+            return
+        np.take(column.values, index, out=words, mode="clip")  # "raise" would copy
+        self.valid[row] = True if column.valid is None else column.valid[index]
+
     def column(self, row: int, dtype: DType, *, whole: bool) -> Column:
         """Return a feature as a column, sharing memory; `whole`: all its values are valid."""
         text = self.texts.get(row)

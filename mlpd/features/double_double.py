@@ -82,3 +82,14 @@ def dd_over(a: float, a_lo: float, divisor: float) -> Pair:
     product, error = two_product(quotient, divisor)
     rest = ((a - product) - error) + a_lo
     return quick_two_sum(quotient, rest / divisor)
+
+
+@device
+def dd_ratio(a: float, a_lo: float, b: float, b_lo: float) -> Pair:
+    """Return the quotient with a relative error of at most 15 u^2 (algorithm 17, DWDivDW2)."""
+    quotient = a / b
+    if not abs(a) < HUGE:
+        return quotient, 0.0
+    product, product_lo = dd_times(b, b_lo, quotient)
+    rest = (a - product) + (a_lo - product_lo)
+    return quick_two_sum(quotient, rest / b)

@@ -29,7 +29,13 @@ from numba.np import arrayobj as numba_arrays
 
 from mlpd.core.kernels import elf
 from mlpd.core.kernels.cache import store, symbol_of
-from mlpd.core.kernels.declare import Parameter, Signature, is_native, parse_signature
+from mlpd.core.kernels.declare import (
+    Parameter,
+    Signature,
+    is_inlined,
+    is_native,
+    parse_signature,
+)
 from mlpd.core.kernels.unit import (
     ModuleUnit,
     SourceUnit,
@@ -144,7 +150,8 @@ def _jit(function: Any, unit: Unit) -> Any:
     if isinstance(function, Dispatcher):
         return function
     if id(function) not in _dispatchers:
-        _dispatchers[id(function)] = numba.njit(forceinline=True, **_options(unit))(function)
+        jit = numba.njit(forceinline=is_inlined(function), **_options(unit))
+        _dispatchers[id(function)] = jit(function)
     return _dispatchers[id(function)]
 
 

@@ -92,7 +92,7 @@ def parse(data: bytes) -> ElfObject:
         ]
         names = [_string(data, sections[name_index], s.name) for s in sections]
         return ElfObject(data, sections, names, _symbols(data, sections))
-    except (struct.error, IndexError, ValueError) as error:
+    except (struct.error, IndexError, OverflowError, ValueError) as error:
         raise _broken(f"it is cut short ({error})") from error
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from sample_helpers import SCALE, two_sum
+from sample_helpers import SCALE, add_twice, two_sum
 
 from mlpd.core.kernels import kernel
 
@@ -48,6 +48,14 @@ def running_sum(values: Floats) -> float:
 def scaled(values: Integers, out: Integers) -> None:
     for i in range(values.size):
         out[i] = values[i] * SCALE + 1
+
+
+@kernel("const i8[], i8[]")
+def doubled(values: Integers, out: Integers) -> None:
+    at = 0
+    for i in range(values.size):
+        out[at] = 0
+        at = add_twice(out, at, values[i])
 
 
 @kernel("const f8[], f8[]")

@@ -1,3 +1,4 @@
+import ctypes
 import math
 import random
 import struct
@@ -11,7 +12,7 @@ import sample_kernels
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlpd.core.kernels import KernelError, Kernels, address_of
+from mlpd.core.kernels import KernelError, Kernels, address_of, word_numbers
 
 finite = st.floats(-1e300, 1e300)
 
@@ -67,6 +68,13 @@ def test_integers_beyond_2_to_the_53_are_exact(kernels: Kernels) -> None:
     assert out.tolist() == [value * 3 + 1 for value in values.tolist()]
 
 
+def test_a_routine_is_called_with_the_arrays_themselves(kernels: Kernels) -> None:
+    values = np.array([1, -(2**40), 2**61], dtype=np.int64)
+    out = np.empty_like(values)
+    kernels.doubled(values, out)
+    assert out.tolist() == [2, -(2**41), 2**62]
+
+
 def test_nan_payloads_and_signed_zeros_survive(kernels: Kernels) -> None:
     bits = np.array([0x7FF8_0000_DEAD_BEEF, 0xFFF8_0000_0000_0001, 1 << 63], dtype=np.uint64)
     values = bits.view(np.float64)
@@ -106,6 +114,14 @@ def test_raw_takes_addresses_and_lengths(kernels: Kernels) -> None:
     assert out[0] == 3.0
     assert kernels.fold.raw(*words) == 2
     assert out[0] == 6.0
+
+
+def test_word_numbers_say_where_bytes_lie() -> None:
+    values = [struct.pack("<qq", 7 * i, -i) for i in range(40)]
+    base = ctypes.c_int64.from_address
+    found = [base(8 * number).value for number in word_numbers(values).tolist()]
+    behind = [base(8 * number + 8).value for number in word_numbers(values).tolist()]
+    assert (found, behind) == ([7 * i for i in range(40)], [-i for i in range(40)])
 
 
 def test_address_of_is_where_the_view_begins() -> None:

@@ -75,6 +75,13 @@ def test_another_machines_object_is_refused(sample_object: bytes) -> None:
         elf.parse(bytes(data))
 
 
+def test_a_section_table_beyond_all_memory_is_refused(sample_object: bytes) -> None:
+    data = bytearray(sample_object)
+    data[47] = 0x80  # the table's offset, 2**63 and more
+    with pytest.raises(InternalError, match="cut short"):
+        elf.parse(bytes(data))
+
+
 PLACES = st.integers(0, 1 << 24)
 """Taken modulo the length: what is drawn doesn't depend on it."""
 
