@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,18 +34,23 @@ def serve(
     directory: Path,
     *,
     storage: Mapping[str, object] | None = None,
+    limits: Mapping[str, object] | None = None,
+    training: Mapping[str, object] | None = None,
     module: str = "mlpd",
     environment: Mapping[str, str] | None = None,
 ) -> Iterator[Served]:
-    """Run a daemon on `directory`; `storage`: settings that differ from the defaults.
+    """Run a daemon on `directory`; `storage`, `limits`, `training`: settings that differ.
 
     `module` is what takes the command line: mlpd, or bench.watch around it.
     """
     directory.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", module, "serve", "--data-dir", str(directory), "--port", "0"]
-    if storage is not None:
+    given = {"storage": storage or {}, "limits": limits or {}, "training": training or {}}
+    if any(given.values()):
         config = directory.with_name(f"{directory.name}.toml")
-        lines = ["[storage]", *(f"{name} = {value!r}" for name, value in storage.items())]
+        lines = []
+        for section, settings in given.items():
+            lines += [f"[{section}]", *(f"{name} = {value!r}" for name, value in settings.items())]
         config.write_text("\n".join(lines), "utf-8")
         command += ["--config", str(config)]
     log = directory.with_name(f"{directory.name}.log")
@@ -54,6 +59,19 @@ def serve(
         run_server(command, out.fileno(), environment) as (process, started),
     ):
         url = _wait_ready(directory / "daemon.lock", process, started, log)
+        yield Served(url, process.pid, time.perf_counter() - started)
+
+
+@contextmanager
+def serve_router(log: Path, shards: Sequence[str]) -> Iterator[Served]:
+    """Run `mlpd router` before `shards`; it need not be ready yet."""
+    command = [sys.executable, "-m", "mlpd", "router", "--port", "0", "--shards", ",".join(shards)]
+    with log.open("wb") as out, run_server(command, out.fileno()) as (process, started):
+        while " is at " not in (text := log.read_text("utf-8", "replace")):
+            if process.poll() is not None or time.perf_counter() - started > START_S:
+                raise RuntimeError(f"the router did not start:\n{text}")
+            time.sleep(_POLL_S)
+        url = text.partition(" is at ")[2].split()[0]
         yield Served(url, process.pid, time.perf_counter() - started)
 
 

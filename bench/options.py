@@ -8,12 +8,16 @@ PEERS = Path(".peers")
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """`seconds`: of a round of load.  `rounds`: of each side.  `rows`: of spine and features."""
+    """`seconds`: of a round of load.  `rounds`: of each side.  `rows`: of spine and features.
+
+    `entities`: the most that a store is filled with.
+    """
 
     seconds: float = 3.0
     rounds: int = 5
     rows: int = 1_000_000
     peers: Path = PEERS
+    entities: int = 1_000_000
 
 
 class SkippedError(Exception):

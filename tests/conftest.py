@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
@@ -26,9 +27,17 @@ from mlpd.http.api import build_routes
 from mlpd.http.server import HttpServer
 from mlpd.storage.lock import read_holder
 
-hypothesis.settings.register_profile("default", deadline=None, print_blob=True)
-hypothesis.settings.register_profile("nightly", deadline=None, print_blob=True, max_examples=3000)
-hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+PROFILE = os.environ.get("HYPOTHESIS_PROFILE", "default")
+"""How much is tried: "default", "ci" before a merge, or "nightly"."""
+
+for profile, examples in (("default", 100), ("ci", 100), ("nightly", 10_000)):
+    hypothesis.settings.register_profile(
+        profile, deadline=None, print_blob=True, max_examples=examples
+    )
+hypothesis.settings.load_profile(PROFILE)
+
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+# Tests start some thousand processes: each would compile the same 250 modules, 0.6 s of it.
 
 START_US = 1_700_000_000_000_000
 LEAK_GRACE_S = 2.0
@@ -37,7 +46,7 @@ LEAK_GRACE_S = 2.0
 MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None
 """Where tests that make many stores put them: fsync costs nothing there."""
 
-SHARED_DAEMONS = {"edge"}
+SHARED_DAEMONS = {"edge", "shop", "trio", "routed", "spread"}
 """Fixtures of wider scope whose daemon works, and opens things, between tests."""
 
 SMALL = Config(
@@ -59,6 +68,27 @@ class ManualClock:
 
     def __call__(self) -> TimeUs:
         return TimeUs(self.now_us)
+
+
+@dataclass
+class ShiftedClock:
+    """The system's clock, which a test makes jump, either way."""
+
+    shift_us: int = 0
+
+    def __call__(self) -> TimeUs:
+        return TimeUs(system_clock() + self.shift_us)
+
+    def to_next(self, step_us: int) -> None:
+        """Jump to the next whole multiple of a step."""
+        self.shift_us += step_us - self() % step_us
+
+
+async def until(reached: Callable[[], Any], seconds: float = 40.0) -> None:
+    """Wait for what nothing tells of; a loaded machine takes its time."""
+    async with asyncio.timeout(seconds):
+        while not reached():  # noqa: ASYNC110 - no event tells
+            await asyncio.sleep(0.005)
 
 
 @pytest.fixture(scope="session")

@@ -8,39 +8,82 @@ from typing import Any
 from mlpd import __version__
 from mlpd.core.config import Config
 from mlpd.core.kernels import load_kernels, precompile
+from mlpd.core.limits import AdaptiveLimit
 from mlpd.core.time import MIN_TIME_US, Clock, format_time, system_clock
+from mlpd.daemon.alerts import Alerts
+from mlpd.daemon.arriving import Arrivals
 from mlpd.daemon.audit import Audit
 from mlpd.daemon.backup import Backup
+from mlpd.daemon.bandits import Bandits
+from mlpd.daemon.canaries import Canaries
 from mlpd.daemon.collectors import (
+    alert_collector,
+    canary_collector,
+    drift_collector,
+    fallback_collector,
     ingest_collector,
+    limit_collector,
+    model_collector,
     outcome_collector,
     removal_collector,
     storage_collector,
+    trace_collector,
+    triton_collector,
 )
 from mlpd.daemon.definitions import DefinitionsVerb
+from mlpd.daemon.disk import disk_collector
+from mlpd.daemon.drift import Drift
 from mlpd.daemon.dropped import DroppedViews
+from mlpd.daemon.erase import Erase
+from mlpd.daemon.experiment_watch import ExperimentWatch
 from mlpd.daemon.experiments import Experiments
+from mlpd.daemon.expire import Expire
+from mlpd.daemon.explain import Explain
+from mlpd.daemon.feature_places import FeaturePlaces
 from mlpd.daemon.feedback import Feedback
 from mlpd.daemon.fsck import Fsck
 from mlpd.daemon.history import History
 from mlpd.daemon.ingest import Ingest
+from mlpd.daemon.leaving import Departures
+from mlpd.daemon.looks import AuditLook, DiskLook, Every, Look, SloLook, SourceLook, StandstillLook
+from mlpd.daemon.models import ModelsVerb
 from mlpd.daemon.monitor import Monitor
 from mlpd.daemon.outcomes import Outcomes
+from mlpd.daemon.ownership import Ownership
+from mlpd.daemon.pages import EventPages
+from mlpd.daemon.performance import Analysis
+from mlpd.daemon.pins import Pins
+from mlpd.daemon.plugins import check_paths
 from mlpd.daemon.predict import Predict
+from mlpd.daemon.prediction_files import PredictionFiles
 from mlpd.daemon.predictions import PredictionIds, PredictionLog
+from mlpd.daemon.promotions import Promotions
 from mlpd.daemon.publish import Publisher
+from mlpd.daemon.quality import Quality
 from mlpd.daemon.read import Read
 from mlpd.daemon.read_pool import ReadPool
+from mlpd.daemon.reproduce import Reproduce
 from mlpd.daemon.retention import Retention
-from mlpd.daemon.routes import Routes, Versions
+from mlpd.daemon.route_store import RouteStore
+from mlpd.daemon.routes import Routes
 from mlpd.daemon.runs import Runs
+from mlpd.daemon.scheduled_checks import ScheduledChecks
 from mlpd.daemon.scheduler import JobScheduler
+from mlpd.daemon.served_looks import ServedLook
+from mlpd.daemon.sinks import build_sinks
 from mlpd.daemon.state import CatalogState
+from mlpd.daemon.stats import Stats
+from mlpd.daemon.traces import Traces
 from mlpd.daemon.train import Train
-from mlpd.features.windows import KERNELS as WINDOW_KERNELS
-from mlpd.features.windows import load_window_kernels
+from mlpd.daemon.unit_outcomes import UnitOutcomes
+from mlpd.daemon.uploads import Uploads
+from mlpd.daemon.versions import Versions
+from mlpd.features.kernels import MODULES as FEATURE_KERNELS
+from mlpd.features.kernels import load_feature_kernels
 from mlpd.monitoring.performance import PerformanceTable
+from mlpd.monitoring.violations import Violations
 from mlpd.registry.models import Registry
+from mlpd.registry.signing import TrustPolicy
 from mlpd.serving.batcher import Batcher
 from mlpd.serving.pool import SessionPool
 from mlpd.serving.shadow import ShadowRunner
@@ -49,14 +92,15 @@ from mlpd.storage.compactor import CompactionPolicy, Compactor
 from mlpd.storage.environment import Environment
 from mlpd.storage.files import DataDirectory, make_dirs
 from mlpd.storage.lock import DaemonLock
+from mlpd.storage.map_store import FileMapStore
+from mlpd.storage.segments import load_manifests, sizes_by_source
+from mlpd.storage.whole import refuse_incomplete
 from mlpd.storage.writer import Writer
 
 _COUNT_KERNELS = "mlpd.monitoring.count_kernel"
 KERNEL_MODULES = (
-    *WINDOW_KERNELS,
-    _COUNT_KERNELS,
-    "mlpd.serving.link_kernel",
-    "mlpd.features.latest_kernel",
+    *FEATURE_KERNELS,
+    (_COUNT_KERNELS, "mlpd.serving.link_kernel", "mlpd.features.winner_kernel"),
 )
 FLUSH_S = 0.05
 """How long a served row waits at most before the writer has it."""
@@ -74,7 +118,8 @@ class Daemon:
     """Everything that one data directory needs; `start` and `stop` once each.
 
     Constructing takes the directory's lock, opens the store and loads kernels (compiling them the
-    first time, which takes seconds).  Raises UnavailableError(code="data_directory_in_use").
+    first time, which takes seconds).  Raises UnavailableError(code="data_directory_in_use"),
+    ConflictError(code="log_missing") where segments lie without their LMDB.
     """
 
     def __init__(self, directory: Path, config: Config, clock: Clock = system_clock) -> None:
@@ -95,19 +140,42 @@ class Daemon:
 
     def _build(self) -> None:
         config, clock, paths = self.config, self.clock, self.paths
+        self.traces = Traces(config.monitoring)  # may refuse its settings, as these:
+        self._sinks = build_sinks(
+            config.alerts, lambda: self.runs, clock
+        )  # may refuse its settings
+        refuse_incomplete(paths)
+        check_paths(config.plugins)
         precompile(KERNEL_MODULES)
         self.environment = Environment.open(
             paths.lmdb, clock=clock, map_bytes=config.storage.map_bytes
         )
         self.writer = Writer(self.environment)
-        self.state = CatalogState(load_window_kernels(), paths.cache / "kernels")
+        self.state = CatalogState(load_feature_kernels(), paths.cache / "kernels")
         with self.environment.snapshot() as snapshot:
             self.state.load(snapshot)
-        self.registry = Registry.open(self.environment, self.writer, paths.registry)
+        self.ownership = Ownership(FileMapStore(paths.root), self.writer, self.state)
+        with self.environment.snapshot() as snapshot:
+            self.ownership.load(snapshot)
+        trust = TrustPolicy(config.registry.trusted_keys)
+        self.registry = Registry.open(self.environment, self.writer, paths.registry, trust)
         self._build_serving()
         self._build_watching()
         self._build_training()
-        self.ingest = Ingest(self.writer, self.state, self.monitor.freshness)
+        moving = self.environment, self.writer, self.state, self.ownership, paths
+        self.departures = Departures(*moving, self.predictions)
+        self.arrivals = Arrivals(*moving)
+        violations = Violations(config.monitoring.redact)
+        self.ingest = Ingest(
+            self.writer, self.state, self.monitor.freshness, violations, self.ownership
+        )
+        targets = config.limits
+        self.limits = {
+            "predict": AdaptiveLimit(targets.predict_us / 1e6),
+            "features": AdaptiveLimit(targets.features_us / 1e6),
+            "ingest": AdaptiveLimit(targets.ingest_us / 1e6),
+        }
+        self._build_alerts()
         self._collect_metrics()
 
     def _build_serving(self) -> None:
@@ -116,24 +184,35 @@ class Daemon:
         self.batcher = Batcher(threads=serving.threads, pending_rows_max=serving.queue_rows_max)
         self.versions = Versions(self.registry)
         self.models = ModelTable(
-            self.pool, self.batcher, aliases=self.versions.aliases, fetch=self.versions.fetch
+            self.pool,
+            self.batcher,
+            aliases=self.versions.aliases,
+            fetch=self.versions.fetch,
+            loaded=self.versions.keep_only,
+            bytes_max=serving.model_bytes_max,
         )
-        self.shadows = ShadowRunner(busy=lambda: self.batcher.pending_rows > _BUSY_ROWS)
-        self.experiments = Experiments(self.environment, self.writer, self.clock)
+        self.shadows = ShadowRunner(busy=self._is_busy)
+        features = FeaturePlaces(self.registry, lambda ref: self.versions.get(ref).vectorizer)
+        self.experiments = Experiments(self.environment, self.writer, features, self.clock)
+        store = RouteStore(self.environment, self.writer)
         self.routes = Routes(
-            self.environment,
-            self.writer,
-            self.state,
-            self.models,
-            self.versions,
-            self.experiments,
+            *(store, self.state, self.models, self.versions, self.experiments), self.clock
         )
+        self.canaries = Canaries(self.routes, store)
+
+    def _is_busy(self) -> bool:
+        """Tell shadows whether to wait: rows do, or the requests that are let in fill up."""
+        return self.batcher.pending_rows > _BUSY_ROWS or self.limits["predict"].is_crowded
 
     def _build_watching(self) -> None:
         ids = PredictionIds()
         performance = PerformanceTable()
-        self.predictions = PredictionLog(self.writer, self.config.serving.prediction_log_rows_max)
+        self.bandits = Bandits(self.experiments, self.clock)
         self.outcomes = Outcomes(performance, self.experiments, ids)
+        rows_max = self.config.serving.prediction_log_rows_max
+        self.predictions = PredictionLog(self.writer, rows_max, self.outcomes.joined)
+        self.unit_outcomes = UnitOutcomes(self.experiments, self.environment, self.writer)
+        self.watch = ExperimentWatch(self.experiments, self.environment, self.writer, self.clock)
         self.monitor = Monitor(
             self.environment,
             self.writer,
@@ -144,8 +223,10 @@ class Daemon:
             performance,
             load_kernels(_COUNT_KERNELS),
             self.config.monitoring.series_max,
+            self.traces,
+            self.clock,
         )
-        self.read = Read(self.environment, self.state)
+        self.read = Read(self.environment, self.state, self.ownership)
         self.read_pool = ReadPool()
         self.predict = Predict(
             self.routes,
@@ -156,18 +237,22 @@ class Daemon:
             self.shadows,
             self.monitor.tap,
             self.outcomes.served,
+            self.watch.served,
             ids,
+            self.ownership,
             self.config.serving.rows_max,
         )
+        self.explain = Explain(self.registry)
         self.feedback = Feedback(
             self.writer,
             self.predictions,
             self.clock,
             self.outcomes.labelled,
-            self.config.predictions.orphans_max,
+            self.ownership,
+            self.config.predictions,
         )
         self.retention = Retention(
-            self.environment, self.writer, self.config.predictions, self.clock
+            self.environment, self.writer, self.config.predictions, self.state, self.clock
         )
         self.audit = Audit(
             self.environment,
@@ -176,9 +261,28 @@ class Daemon:
             self.registry,
             self.predictions,
             self.paths,
+            self.config.monitoring,
             self.clock,
         )
-        self.history = History(self.environment, self.state, self.paths)
+        self.drift = Drift(
+            self.monitor,
+            self.registry,
+            self.writer,
+            self.predictions,
+            self.paths,
+            self.clock,
+        )
+        self.analysis = Analysis(
+            self.writer, self.registry, self.predictions, self.paths, self.clock
+        )
+        self.checks = ScheduledChecks(
+            *(self.drift, self.analysis, self.monitor, self.config.alerts),
+            self.config.monitoring.multivariate_us,
+            self.clock,
+        )
+        self.pages = EventPages(self.environment, self.state, self.paths)
+        self.history = History(self.environment, self.state, self.ownership, self.paths)
+        self.stats = Stats(self.environment, self.state, self.paths, self.clock)
         self.fsck = Fsck(self.paths)
 
     def _build_training(self) -> None:
@@ -189,6 +293,11 @@ class Daemon:
             self.paths,
             policy=CompactionPolicy(tail_rows=storage.compact_rows),
         )
+        self.prediction_files = PredictionFiles(
+            *(self.environment, self.writer, self.predictions, self.compactor, self.paths),
+            self.config.predictions.file_rows,
+            self.clock,
+        )
         self.backup = Backup(
             self.environment,
             self.writer,
@@ -197,16 +306,60 @@ class Daemon:
             self.paths,
             self.config,
         )
-        self.dropped = DroppedViews(self.environment, self.writer, self.state)
-        self.definitions = DefinitionsVerb(
-            self.environment, self.writer, self.state, self.compactor, self.dropped, self.paths
+        self.uploads = Uploads(
+            self.registry, self.paths.registry / ".mlpd" / "tmp", self.config.registry
         )
+        self.models_verb = ModelsVerb(
+            self.environment,
+            self.writer,
+            self.registry,
+            self.routes,
+            self.models,
+            self.backup,
+            self.clock,
+        )
+        self.dropped = DroppedViews(self.environment, self.writer, self.state)
+        publisher = Publisher(self.registry, self.routes.refresh, self.drift.gate)
         train = Train(
             self.environment,
             self.state,
-            Publisher(self.registry, self.routes.refresh),
+            publisher,
             self.paths,
             self.config.training,
+            self.config.plugins,
+            self.clock,
+        )
+        self.definitions = DefinitionsVerb(
+            self.environment,
+            self.writer,
+            self.state,
+            self.compactor,
+            self.dropped,
+            Pins(self.environment, self.registry, (self.routes.pins, train.pins)),
+            self.config.plugins,
+            self.ownership,
+            self.paths,
+        )
+        self.erase = Erase(
+            self.environment,
+            self.writer,
+            self.state,
+            self.definitions,
+            self.compactor,
+            self.dropped,
+            self.predictions,
+            self.prediction_files,
+            self.paths,
+            self.clock,
+        )
+        self.expire = Expire(
+            self.environment,
+            self.writer,
+            self.state,
+            self.definitions,
+            self.compactor,
+            self.predictions,
+            self.paths,
             self.clock,
         )
         self.runs = Runs(
@@ -214,38 +367,98 @@ class Daemon:
             self.writer,
             self.state,
             train,
+            self.ownership,
             self.config.training.concurrency,
             self.clock,
         )
-        self.scheduler = JobScheduler(
-            self.environment, self.writer, self.state, self.runs, self.clock
+        self.promotions = Promotions(self.runs, publisher, self.routes, self.shadows)
+        self.reproduce = Reproduce(
+            self.environment,
+            self.state,
+            self.registry,
+            self.paths,
+            self.config.training,
+            self.config.plugins,
+            self.clock,
         )
+        sources = self.monitor.freshness.sources
+        self.scheduler = JobScheduler(
+            self.environment,
+            self.writer,
+            self.state,
+            self.runs,
+            lambda: {name: mark.watermark_us for name, mark in sources().items()},
+            self.clock,
+        )
+
+    def _build_alerts(self) -> None:
+        config, freshness = self.config.alerts, self.monitor.freshness
+        self.alerts = Alerts(self.environment, self.writer, self._sinks, config, self.clock)
+        self._standstill = StandstillLook(freshness, self.state, self.alerts.watermarks)
+        sources = SourceLook(self.ingest, freshness, self.state, config)
+        burn = SloLook(freshness, config)
+        disk = DiskLook(self.paths.root, self.environment, self.writer, config)
+        every_s = config.window_us / 1e6
+        self._served_look = ServedLook(self.monitor, self.registry, config, self.clock())
+        self.quality = Quality(self.ingest, self._served_look, self.state)
+        self._looks: list[Look] = [
+            self._standstill,
+            *(Every(every_s, look.names, look.measure) for look in (sources, burn, disk)),
+            AuditLook(self.audit),
+            self.watch,
+            self._served_look,
+            self.checks,
+        ]
 
     def _collect_metrics(self) -> None:
         metrics = self.monitor.metrics
         metrics.add_collector("ingest", ingest_collector(self.ingest))
+        metrics.add_collector("limits", limit_collector(self.limits))
+        metrics.add_collector("fallbacks", fallback_collector(self.predict))
+        metrics.add_collector("canaries", canary_collector(self.canaries))
+        metrics.add_collector("models", model_collector(self.models))
         metrics.add_collector("storage", storage_collector(self.environment, self.writer))
+        metrics.add_collector("disk", disk_collector(self.environment, self.paths))
         metrics.add_collector(
             "outcomes",
             outcome_collector(self.feedback, self.predictions, self.shadows, self.audit),
         )
+        metrics.add_collector("traces", trace_collector(self.traces))
+        metrics.add_collector("alerts", alert_collector(self.alerts))
+        metrics.add_collector("drift", drift_collector(self._served_look))
+        if self.config.monitoring.triton_names:
+            metrics.add_collector("triton", triton_collector(self.models))
         metrics.add_collector(
-            "retention", removal_collector(self.retention, self.feedback, self.dropped)
+            "retention",
+            removal_collector(self.retention, self.feedback, self.dropped, self.expire),
         )
 
     async def start(self) -> None:
         """Load routes and begin to work; afterwards the daemon is ready."""
+        await asyncio.to_thread(self.history.sweep)
         await self.pool.start()
         self.shadows.start()
         await self.compactor.start()
+        await self.prediction_files.start()
         await self.routes.start()
+        await self.models_verb.start()
         await self.runs.start()
+        self.traces.start()
         self.monitor.start()
+        self.checks.start()
+        self.audit.start()
+        self.alerts.start(self._looks, self._standstill)
         rebuilding = asyncio.create_task(self._rebuild())
         self._tasks = [
             rebuilding,
             asyncio.create_task(self._retain_forever(rebuilding)),
             asyncio.create_task(self.dropped.run_forever()),
+            asyncio.create_task(self.erase.resume_forever()),
+            asyncio.create_task(self.expire.run_forever()),
+            asyncio.create_task(self.definitions.release_forever()),
+            asyncio.create_task(self.canaries.run_forever()),
+            asyncio.create_task(self.promotions.run_forever()),
+            asyncio.create_task(self._watch_forever(rebuilding)),
             asyncio.create_task(self._flush_forever()),
             asyncio.create_task(self._compact_forever()),
             asyncio.create_task(self._schedule()),
@@ -263,12 +476,20 @@ class Daemon:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.canaries.keep()
+        await self.watch.close()
+        await self.alerts.stop()
+        await self.erase.stop()
         await self.runs.stop()
         await asyncio.to_thread(self.read_pool.close)
         await self.batcher.close()
+        await self.audit.stop()
+        await self.checks.stop()
         await self.monitor.stop()
+        await self.traces.stop()
         self.predictions.flush()
         await asyncio.to_thread(self.shadows.close)
+        await self.models.close()
         await self.pool.close()
         await asyncio.to_thread(self.writer.close)
         self.environment.close()
@@ -280,6 +501,7 @@ class Daemon:
         catalog, now_us = self.state.catalog, self.clock()
         with self.environment.snapshot() as snapshot:
             newest_us, sequence = snapshot.newest_known_us, snapshot.sequence
+            manifests = load_manifests(snapshot)
         return {
             "version": __version__,
             "ready": self.ready,
@@ -289,6 +511,8 @@ class Daemon:
             "sequence": sequence,
             "newest_known": format_time(newest_us) if newest_us > MIN_TIME_US else None,
             "log_tail_rows": tail.rows,
+            "segments": sizes_by_source(manifests),
+            "history": self.expire.describe(),
             "lmdb_bytes": usage.used_bytes,
             "lmdb_map_bytes": usage.map_bytes,
             "definitions_version": catalog.version,
@@ -298,15 +522,26 @@ class Daemon:
             "jobs": sorted(catalog.definitions.jobs),
             "models": [model.name for model in self.registry.models()],
             "routes": [route["name"] for route in self.routes.all()],
+            "canaries": self.canaries.describe(),
             "experiments": self.experiments.names(),
-            "predictions": {"logged": self.predictions.logged, "dropped": self.predictions.dropped},
+            "predictions": {
+                "logged": self.predictions.logged,
+                "left_out": self.predictions.left_out,
+                "dropped": self.predictions.dropped,
+                **self.prediction_files.sizes(),
+            },
             "events": dict(self.ingest.rows_by_source),
         }
 
     async def _rebuild(self) -> None:
         rows = await self.outcomes.rebuild(self.environment)
+        await self.unit_outcomes.rebuild()
         if rows:
             _log.info("rebuilt performance and experiments from %d predictions", rows)
+
+    async def _watch_forever(self, rebuilding: "asyncio.Task[None]") -> None:
+        await asyncio.wait([rebuilding])  # half of the units decide nothing
+        await asyncio.gather(self.watch.run_forever(), self.bandits.run_forever())
 
     async def _flush_forever(self) -> None:
         while True:
@@ -318,6 +553,8 @@ class Daemon:
         while True:
             try:
                 await self.retention.run()
+                kept_us = self.config.predictions.retention_us
+                await self.prediction_files.remove_old(self.clock() - kept_us)
             except Exception:  # noqa: BLE001 - nothing is lost by keeping rows; the next turn tries
                 _log.exception("old predictions could not be removed")
             await asyncio.sleep(RETAIN_S)
@@ -329,7 +566,9 @@ class Daemon:
                 continue  # a training child and a compaction child together take a gigabyte
             try:
                 await self.compactor.run_if_due()
-            except Exception:  # noqa: BLE001 - the log stays as it was; the next turn tries again
+                await self.compactor.merge_if_due()
+                await self.prediction_files.run_if_due()
+            except Exception:  # noqa: BLE001 - all stays as it was; the next turn tries again
                 _log.exception("compaction failed")
 
     async def _schedule(self) -> None:

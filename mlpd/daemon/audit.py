@@ -1,20 +1,31 @@
-"""Verb audit: is what was served what the log says?  Recomputed in a child, bit for bit."""
+"""Verb audit: is what was served what the log says?  Recomputed in a child, bit for bit.
+
+On demand for all that is logged, and continuously: a sample of what was served since the last time,
+as often as its share of a processor allows.
+"""
 
 import asyncio
 import json
+import logging
 from typing import Any
 
+from mlpd.core.config import MonitoringConfig
 from mlpd.core.errors import MlpdError
 from mlpd.core.time import Clock, format_time
 from mlpd.daemon.offline import offline_request
 from mlpd.daemon.predictions import PredictionLog
 from mlpd.daemon.process import Child
 from mlpd.daemon.state import CatalogState
+from mlpd.features.catalog import Catalog
 from mlpd.registry.models import Registry
 from mlpd.registry.origin import Origin
 from mlpd.storage.environment import Environment
 from mlpd.storage.files import DataDirectory
+from mlpd.storage.tables import Table
 from mlpd.storage.writer import Writer
+
+_NICE = 15
+_log = logging.getLogger("mlpd.audit")
 
 
 class Audit:
@@ -28,8 +39,10 @@ class Audit:
         registry: Registry,
         log: PredictionLog,
         paths: DataDirectory,
+        config: MonitoringConfig,
         clock: Clock,
     ) -> None:
+        self._config = config
         self._environment = environment
         self._writer = writer
         self._state = state
@@ -39,14 +52,54 @@ class Audit:
         self._clock = clock
         self._lock = asyncio.Lock()
         self._last: dict[str, Any] | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._turn = 0
+        self._until_us = 0
+        self.cpu_s = 0.0
+        """Processor time that continuous audits took since the start."""
         self.rows = {"match": 0, "mismatch": 0, "unavailable": 0}
 
     def last(self) -> dict[str, Any] | None:
         """Return what the last audit since the start found, or None."""
         return self._last
 
+    def start(self) -> None:
+        """Begin to audit what is served from now on."""
+        self._until_us = self._clock()
+        self._task = asyncio.create_task(self._audit_forever())
+
+    async def stop(self) -> None:
+        """Stop; an audit under way ends with its child."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def run_window(self) -> dict[str, Any] | None:
+        """Audit a sample of what was logged since the last window; None if nothing was.
+
+        At most `audit_rows` rows, of whole units, others in every window.
+        """
+        self._log.flush()
+        to_us = await self._writer.write(lambda txn: txn.known_us + 1)  # it and what was flushed
+        from_us, self._until_us = self._until_us, to_us
+        if not self._has_served(from_us, to_us):
+            return None
+        window = {
+            "from_us": from_us,
+            "to_us": to_us,
+            "rows_max": self._config.audit_rows,
+            "turn": self._turn,
+        }
+        self._turn += 1
+        found = await self._run({"limit": None, "window": window})
+        self.cpu_s += found["cpu_s"]
+        return found
+
     async def run(self, limit: int | None = None) -> dict[str, Any]:
         """Recompute up to `limit` logged predictions (None: all) and compare every value."""
+        return await self._run({"limit": limit, "window": None})
+
+    async def _run(self, asked: dict[str, Any]) -> dict[str, Any]:
         async with self._lock:
             self._log.flush()
             await self._writer.write(lambda _: None)  # what was flushed is stored now
@@ -55,19 +108,48 @@ class Audit:
                 catalog = self._state.read_catalog(snapshot)
             request = {
                 **offline_request(self._paths, catalog, through),
-                "limit": limit,
-                "versions": await self._versions(),
+                **asked,
+                "versions": await self._versions(catalog),
             }
-            async with Child("audit", request) as child:
+            async with Child("audit", request, nice=_NICE) as child:
                 found: dict[str, Any] = await child.result()
-            self._last = {**found, "at": format_time(self._clock())}
+            window = asked["window"]
+            self._last = {
+                **found,
+                "window": window and [format_time(window[at]) for at in ("from_us", "to_us")],
+                "at": format_time(self._clock()),
+            }
             self.rows["mismatch"] += found["mismatched_rows"]
             self.rows["match"] += found["rows_compared"] - found["mismatched_rows"]
             self.rows["unavailable"] += found["unavailable"]
             return self._last
 
-    async def _versions(self) -> dict[str, Any]:
-        """Return encoder and service of every version that can be read."""
+    def _has_served(self, from_us: int, to_us: int) -> bool:
+        start, stop = (time_us.to_bytes(8, "big") for time_us in (from_us, to_us))
+        with self._environment.snapshot() as snapshot:
+            return next(iter(snapshot.scan(Table.SERVED, start, stop)), None) is not None
+
+    async def _audit_forever(self) -> None:
+        """Audit once an interval, and more seldom where that took more than its share."""
+        pause_s = every_s = self._config.audit_us / 1e6
+        while True:
+            await asyncio.sleep(pause_s)
+            pause_s = every_s
+            try:
+                found = await self.run_window()
+            except Exception:  # noqa: BLE001 - the next window is audited all the same
+                _log.exception("what was served could not be audited")
+                continue
+            if found is not None:
+                pause_s = max(every_s, found["cpu_s"] / self._config.audit_cpu_share)
+            if found is not None and found["mismatches"]:
+                _log.error("served features differ from the log: %s", found["by_feature"])
+
+    async def _versions(self, catalog: Catalog) -> dict[str, Any]:
+        """Return encoder and service of every version that can be read.
+
+        With the definitions that it was trained on, where its version of the service doesn't run.
+        """
         found = {}
         for model in self._registry.models():
             for version in self._registry.versions(model.name):
@@ -82,9 +164,11 @@ class Audit:
                     continue  # quarantined or damaged: its rows count as unavailable
                 if isinstance(lineage, Origin):
                     continue  # has no features to recompute
+                running = catalog.find_closure(lineage.service, lineage.service_hash)
                 found[version.reference] = {
                     "encoder": json.loads(encoder),
                     "service": lineage.service,
                     "service_hash": lineage.service_hash,
+                    "definitions": None if running else lineage.definitions,
                 }
         return found

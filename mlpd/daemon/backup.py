@@ -25,7 +25,8 @@ _NICE = 10
 class Backup:
     """Takes backups of the running daemon, one at a time; `running` while one is under way.
 
-    Whoever comes to delete segments or blobs of a running daemon must not while one is.
+    Whoever deletes blobs of a running daemon does it inside `paused`, and whoever deletes segments
+    while the compactor is paused, which it is during a backup.
     """
 
     def __init__(
@@ -47,11 +48,16 @@ class Backup:
         self._config = config
         self._growth_bytes_min = growth_bytes_min
         self._lock = asyncio.Lock()
+        self._files = asyncio.Lock()
 
     @property
     def running(self) -> bool:
         """Whether a backup is under way."""
         return self._lock.locked()
+
+    def paused(self) -> asyncio.Lock:
+        """Return a lock that keeps backups waiting; taking it waits for one under way."""
+        return self._files
 
     async def run(self, destination: str, *, copy: bool = False) -> dict[str, Any]:
         """Write a backup to `destination`, an absolute path to nothing or an empty folder.
@@ -68,7 +74,7 @@ class Backup:
                 code="backup_running",
                 hint="Wait for it; one backup reads everything once.",
             )
-        async with self._lock:
+        async with self._lock, self._files:
             target = await asyncio.to_thread(self._prepare, destination)
             try:
                 # An apply builds its views' rows before they are defined; a copy taken meanwhile

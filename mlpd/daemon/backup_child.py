@@ -8,6 +8,7 @@ from mlpd import __version__
 from mlpd.core.errors import ConflictError, MlpdError, StorageFullError
 from mlpd.core.time import format_time, system_clock
 from mlpd.daemon.child import Send
+from mlpd.daemon.served_files import load_files
 from mlpd.registry import rows
 from mlpd.registry.exports import export
 from mlpd.registry.layout import Layout
@@ -24,6 +25,7 @@ from mlpd.storage.backup import (
 from mlpd.storage.blobs import BlobStore
 from mlpd.storage.environment import Environment
 from mlpd.storage.files import DataDirectory, make_dirs, write_durably
+from mlpd.storage.map_store import MAP_FILE, FileMapStore
 from mlpd.storage.segments import MANIFESTS, load_manifests
 
 _DISK_FULL = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
@@ -66,12 +68,14 @@ class _Backup:
             with copied.snapshot() as snapshot:
                 sequence = int(snapshot.sequence)
             segments = self._place_segments(copied)
+            self._place_predictions(copied)
             blobs = self._place_blobs(copied)
             self._write_layout(copied)
         (self._target.lmdb / "lock.mdb").unlink(missing_ok=True)
         write_durably(self._target.root / CONFIG_FILE, config.encode())
         for path in (self._target.lmdb / "data.mdb", self._target.root / CONFIG_FILE):
             self._files.append(describe(self._target.root, path))
+        self._write_map()
         files = tuple(sorted(self._files, key=lambda file: file.path))
         manifest = BackupManifest(__version__, time, sequence, files)
         finish_backup(self._target.root, manifest)
@@ -86,6 +90,14 @@ class _Backup:
             "linked_bytes": self._linked_bytes,
         }
 
+    def _write_map(self) -> None:
+        """Write the map of a member of several shards: without it the copy would own everything."""
+        member = FileMapStore(self._source.root).load()
+        if member is not None:
+            path = self._target.root / MAP_FILE
+            write_durably(path, member.encode())
+            self._files.append(describe(self._target.root, path))
+
     def _place_segments(self, copied: Environment) -> int:
         with copied.snapshot() as snapshot:
             manifests = load_manifests(snapshot)
@@ -98,6 +110,12 @@ class _Backup:
             write_durably(copies / manifest.name, manifest.encode())
             self._files.append(describe(self._target.root, copies / manifest.name))
         return len(segments)
+
+    def _place_predictions(self, copied: Environment) -> None:
+        with copied.snapshot() as snapshot:
+            files = load_files(snapshot)
+        for file in files:
+            self._place(Path("predictions") / file.path, file.digest)
 
     def _place_blobs(self, copied: Environment) -> int:
         blobs = BlobStore(self._source.registry)

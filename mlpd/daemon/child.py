@@ -27,11 +27,23 @@ LENGTH = struct.Struct("<I")
 
 ENTRIES = {
     "events": "mlpd.daemon.events_child",
+    "cost": "mlpd.daemon.cost_child",
     "history": "mlpd.daemon.history_child",
+    "stats": "mlpd.daemon.stats_child",
     "train": "mlpd.daemon.train_child",
+    "reproduce": "mlpd.daemon.reproduce_child",
     "audit": "mlpd.daemon.audit_child",
     "fsck": "mlpd.daemon.fsck_child",
     "backup": "mlpd.daemon.backup_child",
+    "model": "mlpd.daemon.model_child",
+    "moves": "mlpd.daemon.moves_child",
+    "erase": "mlpd.daemon.erase_child",
+    "expire": "mlpd.daemon.expire_child",
+    "page": "mlpd.daemon.page_child",
+    "explain": "mlpd.daemon.explain_child",
+    "served": "mlpd.daemon.served_child",
+    "drift": "mlpd.daemon.drift_child",
+    "performance": "mlpd.daemon.performance_child",
 }
 """What may run as a child; each module has `run(request, send) -> result`."""
 
@@ -48,12 +60,26 @@ def main() -> int:
     except MlpdError as error:
         send({"kind": "error", "type": type(error).__name__, **error.to_dict()})
         return 1
+    except MemoryError:
+        traceback.print_exc()
+        send({"kind": "error", "type": "MlpdError", **_out_of_memory(request).to_dict()})
+        return 1
     except BaseException as error:  # noqa: BLE001 - the parent must hear of any end
         traceback.print_exc()
         send({"kind": "error", "code": "child_failed", "message": repr(error)[:2000]})
         return 1
     send({"kind": "done", "result": result})
     return 0
+
+
+def _out_of_memory(request: dict[str, Any]) -> MlpdError:
+    return MlpdError(
+        f"the child {sys.argv[1]!r} needed more than the {request['memory_bytes_max']:,} bytes of "
+        "memory that it may have",
+        code="out_of_memory",
+        hint="Give it fewer rows, or for training raise [training] memory_bytes_max; its log tells "
+        "where it was.",
+    )
 
 
 def _take_stdout() -> Send:

@@ -45,6 +45,7 @@ class DroppedViews:
         self._state = state
         self._building: frozenset[int] = frozenset()
         self._wake = asyncio.Event()
+        self._lock = asyncio.Lock()
         self.removed = 0
         """Rows removed since the start."""
 
@@ -61,15 +62,16 @@ class DroppedViews:
                 await self._wake.wait()
 
     async def run(self) -> None:
-        """Remove the rows of all marked views that aren't being built."""
-        with self._environment.snapshot() as snapshot:
-            known = snapshot.get(Table.DEFINITIONS, _MARK)
-        if known is None:
-            await self._writer.write(self._mark_older)
-        with self._environment.snapshot() as snapshot:
-            marked = read_marks(snapshot)
-        for view_id, slot in marked.items():
-            await self._remove(view_id, slot)
+        """Remove the rows of all marked views that aren't being built; afterwards they are gone."""
+        async with self._lock:
+            with self._environment.snapshot() as snapshot:
+                known = snapshot.get(Table.DEFINITIONS, _MARK)
+            if known is None:
+                await self._writer.write(self._mark_older)
+            with self._environment.snapshot() as snapshot:
+                marked = read_marks(snapshot)
+            for view_id, slot in marked.items():
+                await self._remove(view_id, slot)
 
     @asynccontextmanager
     async def building(self, catalog: Catalog, view_ids: Iterable[int]) -> AsyncIterator[None]:

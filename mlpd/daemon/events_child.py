@@ -4,7 +4,8 @@ from typing import Any
 
 from mlpd.core.columns import encode_columns
 from mlpd.daemon.child import Send
-from mlpd.daemon.offline import open_offline
+from mlpd.daemon.offline import event_columns, open_offline
+from mlpd.features.stamps import stamps_of
 
 
 def run(request: dict[str, Any], send: Send) -> int:
@@ -13,12 +14,10 @@ def run(request: dict[str, Any], send: Send) -> int:
     A block: the three stamps as int64 bytes and the encoded columns.
     """
     with open_offline(request) as offline:
-        schema = offline.catalog.definitions.source(request["source"]).schema
-        events = offline.events(request["source"], tuple(schema))
-    total = len(events.stamps.sequences)
-    for start in range(0, total, request["rows"]):
-        part = slice(start, start + request["rows"])
-        columns = {name: column.take(part) for name, column in events.columns.items()}
-        stamps = [stamp[part].tobytes() for stamp in events.stamps]
+        schema = offline.catalog.schemas[request["source"]]
+        frame = offline.frame(request["source"], schema)
+    for part in frame.iter_slices(request["rows"]):
+        columns = event_columns(part, schema, schema)
+        stamps = [stamp.tobytes() for stamp in stamps_of(part)]
         send({"kind": "block", "stamps": stamps, "columns": encode_columns(columns)})
-    return total
+    return frame.height

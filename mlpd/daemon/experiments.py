@@ -1,121 +1,254 @@
 """Verb experiments: keep them, assign units, and learn from predictions and labels.
 
-Specs and phases are stored; the units' records live in memory and are rebuilt at start from the
-prediction log and its labels, which are the truth.
+Specs, phases and what happened are stored; the units' records live in memory and are rebuilt at
+start from the prediction log and its labels, which are the truth.
 """
 
+import asyncio
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import replace
 from typing import Any
 
-import msgpack
-
 from mlpd.core.errors import ConflictError, NotFoundError, ValidationError
-from mlpd.core.time import Clock, format_time
+from mlpd.core.numbers import is_number
+from mlpd.core.time import Clock, format_time, span_us
+from mlpd.daemon.feature_places import FeaturePlaces
+from mlpd.daemon.live_experiment import Event, Kept, LiveExperiment
 from mlpd.daemon.predictions import Prediction
-from mlpd.experiments.analysis import ExperimentState, Phase, advance
 from mlpd.experiments.assignment import Assignment, assign
 from mlpd.experiments.documents import spec_from_dict
-from mlpd.experiments.records import UnitRecord, expose, observe, retract
-from mlpd.experiments.spec import ExperimentSpec
+from mlpd.experiments.guardrails import Breach
+from mlpd.experiments.records import expose, observe, retract
+from mlpd.experiments.spec import ExperimentSpec, check_disjoint
 from mlpd.storage.environment import Environment
 from mlpd.storage.tables import Table
 from mlpd.storage.transactions import WriteTransaction
 from mlpd.storage.writer import Writer
 
 EXPERIMENTS_MAX = 1_000
-
-
-@dataclass(slots=True)
-class _Live:
-    """An experiment at work: `records` by unit, `state` the sums over them."""
-
-    spec: ExperimentSpec
-    phases: tuple[Phase, ...]
-    state: ExperimentState
-    records: dict[str, UnitRecord] = field(default_factory=dict)
-
-    def change(self, unit: str, new: UnitRecord) -> None:
-        old = self.records.get(unit)
-        if new is not old:
-            self.state.apply(unit, old, new)
-            self.records[unit] = new
+WHY_CHARS_MAX = 1_000
+"""Of what somebody says why: the experiment's row carries it."""
+DAEMON = "mlpd"
+"""Who did what no person did."""
 
 
 class Experiments:
     """All experiments of a daemon; every method belongs to the loop."""
 
-    def __init__(self, environment: Environment, writer: Writer, clock: Clock) -> None:
+    def __init__(
+        self, environment: Environment, writer: Writer, features: FeaturePlaces, clock: Clock
+    ) -> None:
         self._writer = writer
+        self._features = features
         self._clock = clock
-        self._live: dict[str, _Live] = {}
+        self._live: dict[str, LiveExperiment] = {}
+        self._lock = asyncio.Lock()
         with environment.snapshot() as snapshot:
-            for _, value in snapshot.scan(Table.EXPERIMENTS):
-                spec, phases = _decode(value)
-                self._live[spec.name] = _Live(spec, phases, ExperimentState(spec, phases))
+            for key, value in snapshot.scan(Table.EXPERIMENTS):
+                if b"\x00" not in key:  # a point of a timeline
+                    self._live[key.decode()] = LiveExperiment(Kept.decode(value))
 
     def names(self) -> list[str]:
         """Return the names of all experiments, sorted."""
         return sorted(self._live)
 
-    def get(self, name: str) -> dict[str, Any]:
-        """Return spec, phases and the result at this look; raises NotFoundError."""
-        live = self._find(name)
+    def all(self) -> list[LiveExperiment]:
+        """Return all experiments."""
+        return list(self._live.values())
+
+    async def get(self, name: str) -> dict[str, Any]:
+        """Return spec, state, phases, cooling arms and the result at this look; NotFoundError."""
+        live = self.find(name)
+        interleaved = live.spec.interleaving
+        result = None if interleaved else await live.result()
+        preference = live.credits.preference(live.spec.alpha).to_dict() if interleaved else None
+        kept, now_us = live.kept, self._clock()
         return {
-            "spec": live.spec.to_dict(),
+            "spec": kept.spec.to_dict(),
+            "state": kept.state,
+            "chosen": kept.chosen,
             "phases": [
                 {"phase": i, "started": format_time(p.started_us), "weights": dict(p.weights)}
-                for i, p in enumerate(live.phases, start=1)
+                for i, p in enumerate(kept.phases, start=1)
             ],
-            "result": live.state.result().to_dict(),
+            "bandit": live.choice and live.choice.to_dict(),
+            "cooling": {a: format_time(us) for a, us in kept.cooling.items() if us > now_us},
+            "result": result,
+            "preference": preference,
         }
 
-    async def put(self, name: str, document: Mapping[str, Any]) -> dict[str, Any]:
+    def history(self, name: str) -> list[dict[str, Any]]:
+        """Return what happened to an experiment, newest first; raises NotFoundError."""
+        return [event.to_dict() for event in reversed(self.find(name).kept.events)]
+
+    async def put(
+        self, name: str, document: Mapping[str, Any], *, by: str, force: bool = False
+    ) -> dict[str, Any]:
         """Create an experiment, or change its weights (which opens a new phase).
 
-        Anything but the weights is fixed once it has begun: raises ConflictError.
+        Anything but the weights is fixed once it has begun: raises ConflictError, also for an arm
+        that a guardrail stopped and that still cools down, unless it is forced.
         """
         spec = spec_from_dict({**document, "name": name})
-        known = self._live.get(name)
-        if known is not None:
-            _check_fixed(known.spec, spec)
-        elif len(self._live) >= EXPERIMENTS_MAX:
-            raise ConflictError(f"there are {EXPERIMENTS_MAX} experiments already")
-        before = () if known is None else known.phases
-        phases = advance(before, spec.weights, self._clock())
-        stored = _encode(spec, phases)
+        async with self._lock:
+            known = self._live.get(name)
+            if known is None:
+                await self._create(spec, by)
+            else:
+                known.kept.check_running()
+                _check_fixed(known.spec, spec)
+                if not force:
+                    known.kept.check_cooling(spec.weights, self._clock())
+                event = Event(self._clock(), by, "weights", "", spec.weights)
+                if spec.weights != known.spec.weights:
+                    await self._switch(known, known.kept.with_weights(spec.weights, event))
+        return await self.get(name)
 
-        def write(txn: WriteTransaction) -> None:
-            txn.put(Table.EXPERIMENTS, name.encode(), stored)
+    async def stop_arm(self, name: str, breach: Breach) -> None:
+        """Take all traffic from an arm, until it has cooled down; durable on return.
 
-        await self._writer.write(write)
-        records = {} if known is None else known.records
-        state = ExperimentState.from_records(spec, phases, records.items())
-        self._live[name] = _Live(spec, phases, state, records)
-        return self.get(name)
+        Requests see it before it is on disk, and also if the disk refuses it.
+        """
+        async with self._lock:
+            live = self.find(name)
+            if live.kept.chosen is not None:
+                return  # it has ended while it was judged
+            weights = {**live.spec.weights, breach.arm: 0.0}
+            if not any(weights.values()):
+                weights[live.spec.control] = 1.0
+            why = f"guardrail {breach.guardrail}: {breach.reason}"
+            now_us = self._clock()
+            event = Event(now_us, DAEMON, "stopped", why, weights, breach.arm)
+            until_us = now_us + span_us(live.spec.cool_down_s)
+            cooling = {**live.kept.cooling, breach.arm: until_us}
+            kept = replace(live.kept.with_weights(weights, event), cooling=cooling)
+            storing = asyncio.ensure_future(self._store(kept))
+            await live.switch(kept)
+            await storing
+
+    async def promote(self, name: str, arm: str, why: str) -> None:
+        """Give all traffic to an arm, unless the experiment has ended."""
+        live = self.find(name)
+        total = sum(live.spec.weights.values())
+        weights = {a: total if a == arm else 0.0 for a in live.spec.weights}
+        await self._turn(live, Event(self._clock(), DAEMON, "promoted", why, weights, arm))
+
+    async def move(self, name: str, weights: Mapping[str, float], why: str, *, phases: int) -> None:
+        """Give a bandit's arms other weights, if these are still those of its `phases`-th phase.
+
+        Nothing happens if an arm was stopped, somebody changed weights, or all has ended meanwhile.
+        """
+        live = self.find(name)
+        event = Event(self._clock(), DAEMON, "bandit", why, weights)
+        await self._turn(live, event, phases=phases)
+
+    async def _turn(self, live: LiveExperiment, event: Event, *, phases: int | None = None) -> None:
+        """Do what the daemon decided by itself, if nothing else came before."""
+        async with self._lock:
+            if live.kept.chosen is not None or phases not in (None, len(live.kept.phases)):
+                return
+            await self._switch(live, live.kept.with_weights(event.weights, event))
+
+    async def end(
+        self, name: str, arm: str, *, by: str, why: str = "", force: bool = False
+    ) -> dict[str, Any]:
+        """End an experiment: whoever asks its routes gets `arm`; durable on return.
+
+        Results stay readable, and take in labels that are still to come; its namespace's buckets
+        are free.  The same again changes nothing.  Raises NotFoundError, ValidationError(code=
+        "unknown_arm" or "why_too_long"), and ConflictError: it has ended with another arm, or a
+        guardrail stopped this one, unless it is forced.
+        """
+        if len(why) > WHY_CHARS_MAX:
+            raise ValidationError(
+                f"'why' has {len(why)} characters; the limit is {WHY_CHARS_MAX}",
+                code="why_too_long",
+                hint="Say it in short, or where it is written.",
+            )
+        async with self._lock:
+            live = self.find(name)
+            if arm not in live.spec.weights:
+                raise ValidationError(
+                    f"experiment {name!r} has no arm {arm!r}",
+                    code="unknown_arm",
+                    hint=f"Its arms: {', '.join(live.spec.weights)}.",
+                )
+            if live.kept.chosen != arm:
+                live.kept.check_running()
+                if not force:
+                    alone = dict.fromkeys(live.spec.weights, 0.0) | {arm: 1.0}
+                    live.kept.check_cooling(alone, self._clock())
+                event = Event(self._clock(), by, "ended", why, live.spec.weights, arm)
+                await self._switch(live, live.kept.with_end(event))
+        return await self.get(name)
 
     def assign(self, name: str, given: Mapping[str, Any]) -> tuple[Assignment, str | None, int]:
         """Return (assignment, unit, phase index) of a request's fields; about 5 us."""
-        live = self._find(name)
-        unit = given.get(live.spec.unit)
+        live = self.find(name)
+        kept = live.kept
+        unit = given.get(kept.spec.unit)
         unit = None if unit is None else str(unit)
-        return assign(live.spec, unit or "", given), unit, len(live.phases) - 1
+        if kept.chosen is not None:
+            return Assignment(kept.chosen, 1.0, "ended"), unit, len(kept.phases) - 1
+        found, phase = assign(kept.spec, unit or "", given), len(kept.phases) - 1
+        known = live.stays(unit or "") if found.reason == "assigned" else None
+        if known is not None:
+            phase, weights = known.phase, kept.phases[known.phase].weights
+            share = weights[known.arm] / sum(weights.values())
+            found = Assignment(known.arm, share, "assigned")
+        return found, unit, phase
 
-    def spec(self, name: str) -> ExperimentSpec:
-        """Return the spec of an experiment; raises NotFoundError."""
-        return self._find(name).spec
+    def interleaved(self, name: str | None) -> tuple[str, ...]:
+        """Return the control and the other arm of an interleaved experiment that runs, else ()."""
+        if name is None:
+            return ()
+        kept = self.find(name).kept
+        if not kept.spec.interleaving or kept.chosen is not None:
+            return ()
+        control = kept.spec.control
+        return control, *(arm for arm in kept.spec.weights if arm != control)
+
+    def arms(self, name: str) -> list[str]:
+        """Return the arms that a route of the experiment needs: all, of an ended one the chosen.
+
+        Raises NotFoundError.
+        """
+        kept = self.find(name).kept
+        return [*kept.spec.weights] if kept.chosen is None else [kept.chosen]
 
     def exposed(self, predictions: Iterable[Prediction]) -> None:
         """Take in served predictions; those without an experiment are passed over."""
         for p in predictions:
             live = self._live.get(p.experiment or "")
-            if live is not None and p.unit is not None:
-                record = expose(live.records.get(p.unit), phase=p.phase, arm=p.arm)
+            if live is not None and p.unit is not None and live.spec.interleaving:
+                live.credits.show(p.unit)
+            elif live is not None and p.unit is not None:
+                old = live.records.get(p.unit)
+                if old is not None and not live.is_open(old.arm, p.phase):
+                    continue  # its arm has ended: whatever it sees now, it was assigned there
+                covariates = self._covariates(live.spec, p) if old is None else ()
+                phase = min(p.phase, len(live.kept.phases) - 1)  # a full disk lost the last one
+                first_us = 0 if live.spec.bandit is None else p.t_us
+                record = expose(
+                    old, phase=phase, arm=p.arm, covariates=covariates, first_us=first_us
+                )
                 live.change(p.unit, record)
+
+    async def prepare(self, predictions: Iterable[Prediction]) -> None:
+        """Learn the features of versions that served before the start, for `exposed`."""
+        for p in predictions:
+            live = self._live.get(p.experiment or "")
+            if live is not None and live.spec.covariates:
+                await self._features.load(p.model, p.version)
 
     def labelled(self, prediction: Prediction, old: float | None, new: float) -> None:
         """Take in a label that took effect; a revised one replaces what it said before."""
         live = self._live.get(prediction.experiment or "")
+        if live is not None and live.spec.interleaving:
+            clicks = int(new > 0) - int(old is not None and old > 0)
+            team = int(prediction.arm != live.spec.control)
+            live.credits.add(prediction.unit or "", team, clicks)
+            return
         record = None if live is None else live.records.get(prediction.unit or "")
         if live is None or record is None:
             return
@@ -127,7 +260,8 @@ class Experiments:
             return  # the label has no meaning for this experiment's metrics: a regression's value
         live.change(prediction.unit or "", record)
 
-    def _find(self, name: str) -> _Live:
+    def find(self, name: str) -> LiveExperiment:
+        """Return an experiment at work; raises NotFoundError."""
         live = self._live.get(name)
         if live is None:
             known = ", ".join(self.names()) or "none"
@@ -138,17 +272,57 @@ class Experiments:
             )
         return live
 
+    async def _create(self, spec: ExperimentSpec, by: str) -> None:
+        if len(self._live) >= EXPERIMENTS_MAX:
+            raise ConflictError(f"there are {EXPERIMENTS_MAX} experiments already")
+        running = [live.spec for live in self._live.values() if live.kept.chosen is None]
+        check_disjoint((*running, spec))
+        event = Event(self._clock(), by, "created", "", spec.weights)
+        kept = Kept(spec).with_weights(spec.weights, event)
+        await self._store(kept)
+        self._live[spec.name] = LiveExperiment(kept)
+
+    async def _switch(self, live: LiveExperiment, kept: Kept) -> None:
+        await self._store(kept)
+        await live.switch(kept)
+
+    async def _store(self, kept: Kept) -> None:
+        key, stored = kept.spec.name.encode(), kept.encode()
+
+        def write(txn: WriteTransaction) -> None:
+            txn.put(Table.EXPERIMENTS, key, stored)
+
+        await self._writer.write(write)
+
+    def _covariates(self, spec: ExperimentSpec, p: Prediction) -> tuple[float | None, ...]:
+        """Return the covariates as of the unit's first exposure: request fields, or features."""
+        if p.moved:  # read after a start, when its vector and request lie in a file
+            return (None,) * len(spec.covariates)
+        if not spec.covariates:
+            return ()
+        places = self._features.get(p.model, p.version)
+        found = []
+        for name in spec.covariates:
+            value = p.given.get(name)
+            if value is None and name in places:
+                value = float(p.vector[places[name]])
+            found.append(float(value) if value is not None and is_number(value) else None)
+        return tuple(found)
+
 
 def outcomes(prediction: Prediction, label: float) -> dict[str, float]:
     """Return the metrics that one labelled prediction speaks for.
 
     `label`: the label itself; `correct`: whether the score, cut at 0.5, agreed with a 0/1 label;
-    `squared_error`: (score - label) squared, the Brier score's terms for 0/1 labels.
+    `squared_error`: (score - label) squared, the Brier score's terms for 0/1 labels.  Of several
+    classes `correct` is whether the chosen one came, which `squared_error` takes for the label.
     """
+    wanted = prediction.target(label)
+    agreed = (prediction.score >= 0.5) == (wanted >= 0.5)  # noqa: PLR2004 - the cut
     return {
         "label": label,
-        "correct": float((prediction.score >= 0.5) == (label >= 0.5)),  # noqa: PLR2004 - the cut
-        "squared_error": (prediction.score - label) ** 2,
+        "correct": float(agreed) if prediction.chosen is None else wanted,
+        "squared_error": (prediction.score - wanted) ** 2,
     }
 
 
@@ -161,15 +335,3 @@ def _check_fixed(old: ExperimentSpec, new: ExperimentSpec) -> None:
             code="experiment_fixed",
             hint="Only weights may change; anything else is a new experiment under a new name.",
         )
-
-
-def _encode(spec: ExperimentSpec, phases: tuple[Phase, ...]) -> bytes:
-    packed: bytes = msgpack.packb(
-        [spec.to_dict(), [[p.started_us, dict(p.weights)] for p in phases]]
-    )
-    return packed
-
-
-def _decode(value: bytes) -> tuple[ExperimentSpec, tuple[Phase, ...]]:
-    spec, phases = msgpack.unpackb(value)
-    return spec_from_dict(spec), tuple(Phase(started, weights) for started, weights in phases)

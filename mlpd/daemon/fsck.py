@@ -10,6 +10,7 @@ from mlpd.core.time import Clock
 from mlpd.daemon.process import Child
 from mlpd.storage.files import DataDirectory
 from mlpd.storage.lock import DaemonLock
+from mlpd.storage.whole import refuse_incomplete
 
 MEMORY_BYTES_MAX = 4 * 1024**3
 """Of the child: the stamps of one manifest and, with replay, the rows of one compaction."""
@@ -51,9 +52,11 @@ def check_stopped(
 
     `deep`: compare online rows with a replay of the log, about 10 s per million events and view.
     `repair`: mend what can be, then check again.  Raises ConfigurationError(
-    code="no_data_directory"), UnavailableError(code="data_directory_in_use").
+    code="no_data_directory"), ConflictError(code="log_missing"), UnavailableError(
+    code="data_directory_in_use").
     """
     paths = DataDirectory(directory.resolve())
+    refuse_incomplete(paths)
     if not (paths.lmdb / "data.mdb").is_file():
         raise ConfigurationError(
             f"{directory} is no data directory: there is no lmdb/data.mdb in it",

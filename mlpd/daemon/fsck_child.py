@@ -20,11 +20,14 @@ from mlpd.daemon.child import Send
 from mlpd.daemon.predictions import Label, decode_prediction
 from mlpd.daemon.repair import UNAPPLIED, free_view_id, repair
 from mlpd.daemon.replay_check import compare_with_replay
+from mlpd.daemon.served_check import check_served
 from mlpd.daemon.state import CURRENT_KEY
-from mlpd.features.catalog import Catalog, build_catalog
+from mlpd.daemon.unit_outcomes import split_key
+from mlpd.features.catalog import Catalog, build_catalog, read_state
 from mlpd.features.check import find_faults, view_id_of
+from mlpd.features.event_ids import decode_seen
+from mlpd.features.kernels import load_feature_kernels
 from mlpd.features.view import ViewPlan
-from mlpd.features.windows import load_window_kernels
 from mlpd.registry.fsck import Report
 from mlpd.registry.fsck import check as check_registry
 from mlpd.storage.check import check_log, check_pages, scan_parts
@@ -45,12 +48,16 @@ CONFIRMATIONS = 3
 _CONFIRM_S = 0.5
 """How often, and how long after each other, a registry that others change is checked."""
 
-SECTIONS = ("pages", "log", "segments", "definitions", "online", "tables", "registry", "replay")
+SECTIONS = (
+    *("pages", "log", "segments", "definitions", "online", "tables", "predictions"),
+    *("registry", "replay"),
+)
 
 _RESTORE = "Restore from a backup: mlpd restore BACKUP --data-dir DIR."
 _REPAIR = "Stop the daemon and run mlpd fsck --repair."
 HINTS = {
     "manifest_copy": "LMDB's is the one that counts; only rebuilding by hand would need the copy.",
+    "log_behind_segments": "Bring lmdb and segments back from one backup.",
     UNAPPLIED: "Run mlpd fsck --repair before the next mlpd apply.",
     "blob_writable": "chmod 0444 it: blobs never change.",
     "index_differs": "The next start, or --repair, writes it anew.",
@@ -153,6 +160,8 @@ def check_directory(
             _check_online(environment, catalog, found, online=online)
         tell("tables")
         _check_tables(environment, found)
+        tell("predictions")
+        _check_served(environment, data, found)
         tell("registry")
         _check_registry(environment, data, found, online=online)
         if deep and catalog is not None:
@@ -205,9 +214,9 @@ def _check_definitions(
     state = _decoded(found, "definitions", "current", _parse_state, current)
     if state is None:
         return None
-    newest = b"v" + state["version"].to_bytes(4, "big")
-    if stored.get(newest) != current or len(stored) != state["version"]:
-        message = f"version {state['version']} is current, {len(stored)} versions are kept"
+    newest, applied = max(stored, default=b""), {key[:5] for key in stored}
+    if stored.get(newest) != current or len(applied) != state["version"]:
+        message = f"version {state['version']} is current, {len(applied)} versions are kept"
         found.add("definitions", "definitions_versions", "current", message)
     if _logged_document(environment) != canonical_json(state["document"]).decode():
         found.add("definitions", "definitions_log", "current", "the log's newest are others")
@@ -217,21 +226,30 @@ def _check_definitions(
     return catalog
 
 
-_EMPTY_STATE = {"document": {"format": 1}, "version": 0, "view_ids": {}, "next_view_id": 1}
+_EMPTY_STATE = {
+    "document": {"format": 1},
+    "version": 0,
+    "revision": 0,
+    "view_ids": {},
+    "next_view_id": 1,
+    "pinned": {},
+}
 
 
 def _version_name(key: bytes) -> str:
-    return f"version {int.from_bytes(key[1:], 'big')}"
+    version, revision = int.from_bytes(key[1:5], "big"), int.from_bytes(key[5:], "big")
+    return f"version {version}" + (f", revision {revision}" if revision else "")
 
 
 def _parse_state(value: bytes) -> dict[str, Any]:
-    state: dict[str, Any] = msgpack.unpackb(value)
-    parse_document(state["document"])
+    state = read_state(value)
+    for document in (state["document"], *state["pinned"].values()):
+        parse_document(document)
     return {name: state[name] for name in _EMPTY_STATE}
 
 
 def _build(state: Mapping[str, Any], data: DataDirectory) -> Catalog:
-    kernels = load_window_kernels()
+    kernels = load_feature_kernels()
     return build_catalog(**state, kernels=kernels, cache=data.cache / "kernels")
 
 
@@ -244,7 +262,7 @@ def _logged_document(environment: Environment) -> str | None:
 def _check_online(
     environment: Environment, catalog: Catalog, found: Findings, *, online: bool
 ) -> None:
-    views = {view.view_id: view for view in catalog.views.values()}
+    views = {view.view_id: view for view in catalog.running}
     with environment.snapshot() as snapshot:
         next_view_id = free_view_id(snapshot)
     rows = former = unapplied = size_bytes = split = 0
@@ -305,6 +323,8 @@ _DECODERS: dict[Table, Callable[[tuple[bytes, bytes]], Any]] = {
     Table.ROUTES: lambda row: msgpack.unpackb(row[1]),
     Table.JOBS: lambda row: msgpack.unpackb(row[1]),
     Table.EXPERIMENTS: lambda row: msgpack.unpackb(row[1]),
+    Table.UNITS: lambda row: (split_key(row[0]), msgpack.unpackb(row[1])),
+    Table.EVENT_IDS: lambda row: decode_seen(*row),
     Table.IDEMPOTENCY: lambda row: row[0][:1] == b"t" or msgpack.unpackb(row[1]),
 }
 
@@ -320,6 +340,13 @@ def _decoded(
     except Exception as error:  # noqa: BLE001 - a damaged value may fail in any way
         found.add(section, f"{section}_damaged", subject, f"it can't be decoded: {error!r}")
     return None
+
+
+def _check_served(environment: Environment, data: DataDirectory, found: Findings) -> None:
+    report = check_served(environment, data.predictions)
+    for problem in report.problems:
+        found.add("predictions", problem.code, problem.subject, problem.message)
+    found.checked["predictions"] = report.counts
 
 
 def _check_registry(

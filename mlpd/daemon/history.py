@@ -1,77 +1,113 @@
-"""Verb history: a point-in-time join over all acknowledged events, in a child process."""
+"""Verb history: a point-in-time join over all acknowledged events, in a child process.
+
+A join has a folder of its own: what was sent as a file lies there, what the child can't keep in
+memory, and the answer, which is whole before its first byte is sent.  The folder goes with the
+join; what a killed daemon leaves is removed when the next one starts.
+"""
 
 import asyncio
-from collections.abc import Mapping, Sequence
-from typing import Literal
+import secrets
+import shutil
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
 
 from mlpd.core.closure import build_closure
 from mlpd.core.columns import Columns, DType, encode_columns, height
-from mlpd.core.errors import InternalError, TooLargeError, ValidationError
+from mlpd.core.errors import OverloadedError, StorageFullError, ValidationError
+from mlpd.core.media import ARROW
 from mlpd.core.specs import Closure, ServiceSpec
-from mlpd.daemon.history_child import EVENT_TIME, SEQUENCE
 from mlpd.daemon.offline import offline_request
+from mlpd.daemon.ownership import Ownership
 from mlpd.daemon.process import Child
+from mlpd.daemon.spines import check_rows, check_spine
 from mlpd.daemon.state import CatalogState
-from mlpd.features.assemble import check_given
 from mlpd.features.on_stale import OnStale
+from mlpd.features.winners import Closed, Mode
 from mlpd.storage.environment import Environment
 from mlpd.storage.files import DataDirectory
 
-SPINE_ROWS_MAX = 2_000_000
 JOINS_MAX = 2
-"""Joins at once; each is a process with the history of some sources in memory."""
+"""Children at once; each has up to 700 MB in memory."""
+OPEN_MAX = 16
+"""Joins that are being sent, wait, are computed or are being answered: their files are on disk."""
+SPINE_BYTES_MAX = 1 << 30
 
-Mode = Literal["as_known", "as_corrected", "as_of_sequence"]
-MODES = ("as_known", "as_corrected", "as_of_sequence")
+MODES: tuple[Mode, ...] = ("as_known", "as_corrected", "as_of_sequence")
+CLOSED: tuple[Closed, ...] = ("right", "left")
+
+
+@dataclass(frozen=True, slots=True)
+class SpineFile:
+    """A spine as it was sent: a file and its media type, one of `SPINE_FILES`."""
+
+    path: Path
+    kind: str
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A joined frame in a file, which is closed with its join."""
+
+    file: IO[bytes]
+    rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What is joined: a service or single features, and how."""
+
+    service: str | None = None
+    features: Sequence[str] = ()
+    request: Mapping[str, DType] | None = None
+    mode: Mode = "as_known"
+    closed: Closed = "right"
+    statuses: bool = False
+    on_stale: OnStale = "null"
 
 
 class History:
     """Answers spines; one instance per daemon."""
 
-    def __init__(self, environment: Environment, state: CatalogState, paths: DataDirectory) -> None:
+    def __init__(
+        self,
+        environment: Environment,
+        state: CatalogState,
+        ownership: Ownership,
+        paths: DataDirectory,
+    ) -> None:
         self._environment = environment
         self._state = state
+        self._ownership = ownership
         self._paths = paths
         self._slots = asyncio.Semaphore(JOINS_MAX)
+        self._open = 0
 
-    async def join(
-        self,
-        spine: Columns,
-        *,
-        service: str | None = None,
-        features: Sequence[str] = (),
-        request: Mapping[str, DType] | None = None,
-        mode: Mode = "as_known",
-        statuses: bool = False,
-        on_stale: OnStale = "null",
-    ) -> bytes:
-        """Return the spine's columns and the features as an Arrow IPC stream.
+    def sweep(self) -> None:
+        """Remove what joins of a killed daemon left; before the first one of this."""
+        shutil.rmtree(self._paths.joins, ignore_errors=True)
 
-        `spine`: `event_time` (timestamp), key columns, request fields and, for `as_of_sequence`,
-        `sequence` (int64).  `on_stale`: what a value older than its ttl becomes;
-        ConflictError(code="stale_feature") for "error".  Every event acknowledged before the call
-        counts.
+    @asynccontextmanager
+    async def open(self) -> "AsyncIterator[Join]":
+        """Begin a join; its files are there until the block ends.
+
+        Raises OverloadedError(code="too_many_joins").
         """
-        self._check(spine, service, features, request or {}, mode)
-        with self._environment.snapshot() as snapshot:
-            through = snapshot.sequence
-            catalog = self._state.read_catalog(snapshot)
-        message = {
-            **offline_request(self._paths, catalog, through),
-            "spine": await asyncio.to_thread(encode_columns, spine),
-            "service": service,
-            "features": list(features),
-            "request": {name: str(dtype) for name, dtype in (request or {}).items()},
-            "mode": mode,
-            "statuses": statuses,
-            "on_stale": on_stale,
-        }
-        async with self._slots, Child("history", message) as child:
-            async for part in child.messages():
-                if part["kind"] == "arrow":
-                    data: bytes = part["data"]
-                    return data
-        raise InternalError("the join gave no answer")
+        if self._open >= OPEN_MAX:
+            raise OverloadedError(
+                f"{OPEN_MAX} joins are under way", code="too_many_joins",
+                hint="Try again when one is done.", details={"retry_after_s": 5.0},
+            )  # fmt: skip
+        self._open += 1
+        join = Join(self, self._paths.joins / secrets.token_hex(8))
+        try:
+            await asyncio.to_thread(_make_folder, join.folder)
+            yield join
+        finally:
+            self._open -= 1
+            await join.close()
 
     def closure(
         self, service: str | None, features: Sequence[str], request: Mapping[str, DType]
@@ -82,31 +118,106 @@ class History:
             return build_closure(definitions, definitions.service(service))
         return build_closure(definitions, ServiceSpec("features", tuple(features), request))
 
-    def _check(
-        self,
-        spine: Columns,
-        service: str | None,
-        features: Sequence[str],
-        request: Mapping[str, DType],
-        mode: str,
-    ) -> None:
-        if height(spine) > SPINE_ROWS_MAX:
-            raise TooLargeError(
-                f"the spine has {height(spine)} rows; the limit is {SPINE_ROWS_MAX}",
-                code="spine_too_large",
-                hint="Send it in parts.",
-            )
-        if mode not in MODES:
-            raise ValidationError(
-                f"mode {mode!r} is unknown", code="unknown_mode", hint=f"Known: {', '.join(MODES)}."
-            )
-        if EVENT_TIME not in spine or spine[EVENT_TIME].dtype is not DType.TIMESTAMP:
-            raise ValidationError(
-                "the spine needs the timestamp column 'event_time'", code="missing_timestamp"
-            )
-        if (mode == "as_of_sequence") != (SEQUENCE in spine):
-            raise ValidationError(
-                "the spine brings the int64 column 'sequence' with as_of_sequence, and only then",
-                code="missing_sequence",
-            )
-        check_given(self.closure(service, features, request), spine)
+    async def join(
+        self, folder: Path, spine: Columns | SpineFile, question: Question, kind: str
+    ) -> tuple[Path, int]:
+        """Join in `folder`; return the answer's file and rows.  See `Join.run`."""
+        with self._environment.snapshot() as snapshot:
+            through = snapshot.sequence
+            catalog = self._state.read_catalog(snapshot)
+        path, part = folder / "answer", self._ownership.part
+        if isinstance(spine, SpineFile):
+            rows: dict[str, Any] = {"spine_file": str(spine.path), "spine_format": spine.kind}
+        else:
+            rows = {"spine": await asyncio.to_thread(encode_columns, spine)}
+        message = {
+            **offline_request(self._paths, catalog, through),
+            **rows,
+            "folder": str(folder),
+            "answer": str(path),
+            "format": kind,
+            "service": question.service,
+            "features": list(question.features),
+            "request": {name: str(dtype) for name, dtype in (question.request or {}).items()},
+            "mode": question.mode,
+            "closed": question.closed,
+            "statuses": question.statuses,
+            "on_stale": question.on_stale,
+            "part": None if part is None else part.to_request(),
+        }
+        async with self._slots, Child("history", message) as child:
+            return path, await child.result()
+
+
+class Join:
+    """One join under way, and its files in `folder`."""
+
+    def __init__(self, history: History, folder: Path) -> None:
+        self._history = history
+        self.folder = folder
+        self._answer: IO[bytes] | None = None
+
+    @property
+    def spine(self) -> Path:
+        """Where a spine may be put that was sent as a file."""
+        return self.folder / "spine"
+
+    async def run(
+        self, spine: Columns | SpineFile, question: Question, kind: str = ARROW
+    ) -> Answer:
+        """Return a file of media type `kind`: the spine's columns and the features.
+
+        `spine`: `event_time` (timestamp), key columns, request fields and, for `as_of_sequence`,
+        `sequence` (int64).  Every event acknowledged before the call counts.  Raises
+        ValidationError, TooLargeError, StorageFullError, and ConflictError(code="stale_feature")
+        for `on_stale` "error".
+        """
+        self._check(question)
+        asked = (question.service, question.features, question.request or {})
+        closure = self._history.closure(*asked)
+        if not isinstance(spine, SpineFile):
+            check_rows(height(spine))
+            types = {name: column.dtype for name, column in spine.items()}
+            check_spine(closure, types, question.mode)
+        path, rows = await self._history.join(self.folder, spine, question, kind)
+        return Answer(await asyncio.to_thread(self._take, path), rows)
+
+    def _take(self, path: Path) -> IO[bytes]:
+        """Open the answer and remove the folder: while the file is sent it needs no name."""
+        self._answer = path.open("rb")
+        shutil.rmtree(self.folder, ignore_errors=True)
+        return self._answer
+
+    async def close(self) -> None:
+        """Remove the files.
+
+        Once there was an answer nobody waits for that: a client that has it closes its connection,
+        which would cancel its handler and count as a client that went away.
+        """
+        if self._answer is not None:
+            asyncio.get_running_loop().run_in_executor(None, self._answer.close)
+        else:
+            removed = asyncio.to_thread(shutil.rmtree, self.folder, ignore_errors=True)
+            await asyncio.shield(removed)
+
+    def _check(self, question: Question) -> None:
+        for what, value, known in (
+            ("mode", question.mode, MODES),
+            ("closed", question.closed, CLOSED),
+        ):
+            if value not in known:
+                raise ValidationError(
+                    f"{what} {value!r} is unknown",
+                    code=f"unknown_{what}",
+                    hint=f"Known: {', '.join(known)}.",
+                )
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(mode=0o700, parents=True)
+    except OSError as error:
+        raise StorageFullError(
+            f"the join can't write its files: {error}",
+            hint="Free some space; a join needs room in the data directory.",
+        ) from error

@@ -10,7 +10,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -18,22 +18,33 @@ from typing import Any
 import msgpack
 
 from mlpd.core.errors import NotFoundError
-from mlpd.core.time import DAY_US, MAX_TIME_US, format_time
+from mlpd.core.specs import ViewSpec
+from mlpd.core.time import Clock, format_time
+from mlpd.core.trace import get_span
+from mlpd.daemon.drift_windows import windows_of
 from mlpd.daemon.packages import read_version
-from mlpd.daemon.predict import Run
-from mlpd.daemon.read import ReadResult
-from mlpd.daemon.routes import Versions
+from mlpd.daemon.served_request import Run
 from mlpd.daemon.state import CatalogState
-from mlpd.monitoring.buckets import BUCKET_US, BucketId, Changes
-from mlpd.monitoring.counting import CountLayout, Counts
-from mlpd.monitoring.drift import report
+from mlpd.daemon.traces import Traces
+from mlpd.daemon.versions import Versions
+from mlpd.monitoring.buckets import BucketId, Changes
+from mlpd.monitoring.counting import CountLayout
+from mlpd.monitoring.drift import DriftReport, report
 from mlpd.monitoring.exposition import CONTENT_TYPE, choose_format, encode
-from mlpd.monitoring.freshness import Freshness
+from mlpd.monitoring.freshness import (
+    AGE_BUCKETS_S,
+    Freshness,
+    SourceMark,
+    ViewFreshness,
+    ViewReport,
+    not_served,
+)
 from mlpd.monitoring.live import LiveCounts, ServedKey
 from mlpd.monitoring.metrics import Registry
-from mlpd.monitoring.performance import PerformanceTable
+from mlpd.monitoring.performance import CohortKey, CohortReport, PerformanceTable, is_mature
 from mlpd.monitoring.reference import ReferenceProfile
 from mlpd.registry.models import Registry as ModelRegistry
+from mlpd.registry.records import ModelVersion
 from mlpd.serving.shadow import ShadowRunner
 from mlpd.storage.environment import Environment
 from mlpd.storage.tables import Table
@@ -41,6 +52,9 @@ from mlpd.storage.transactions import WriteTransaction
 from mlpd.storage.writer import Writer
 
 DRAIN_S = 5.0
+
+_MARK, _MARK_END = b"f", b"g"
+"""Before a source in the keys of the MONITORING table: how far it has come."""
 
 _log = logging.getLogger("mlpd.monitor")
 
@@ -59,7 +73,12 @@ class Monitor:
         performance: PerformanceTable,
         kernels: Any,
         series_max: int,
+        traces: Traces,
+        clock: Clock,
     ) -> None:
+        self._traces = traces
+        self._clock = clock
+        self._marks: dict[str, SourceMark] = {}
         self._environment = environment
         self._writer = writer
         self._state = state
@@ -87,7 +106,11 @@ class Monitor:
         )
 
     def start(self) -> None:
-        """Begin to drain."""
+        """Take up how far sources had come, and begin to drain."""
+        with self._environment.snapshot() as snapshot:
+            for key, value in snapshot.scan(Table.MONITORING, _MARK, _MARK_END):
+                self._marks[key[1:].decode()] = mark = SourceMark(*msgpack.unpackb(value))
+                self.freshness.restore(key[1:].decode(), mark)
         self._task = asyncio.create_task(self._drain_forever())
 
     async def stop(self) -> None:
@@ -100,16 +123,26 @@ class Monitor:
     def observe_request(self, path: str, status: int, seconds: float) -> None:
         """Count an answered HTTP request; about 1 us."""
         self._requests.labels(path, str(status)).inc()
-        self._seconds.labels(path).observe(seconds)
+        span = get_span()
+        if span is not None and span.is_sampled:
+            self._seconds.labels(path).observe_traced(seconds, span.trace_id, time.time())
+            self._traces.note(span, path, status)
+        else:
+            self._seconds.labels(path).observe(seconds)
 
-    def tap(self, run: Run, route: str, read: ReadResult) -> None:
+    def tap(self, run: Run, route: str) -> None:
         """Note a run of served rows: references and ages, 5 us and 0.2 us per row and view."""
+        read = run.read
         package = run.model.package
         key = ServedKey(package.name, package.version, route, run.arm)
         live = self._live.get(key)
         if live is None:
-            live = self._open(key, self._versions.get(package.reference).profile)
-        live.append_block(run.vectors, run.scores.score[:, 0], read.t_us)
+            try:
+                profile = self._versions.get(package.reference).profile
+            except KeyError:  # swapped out before its first rows were counted
+                return
+            live = self._open(key, profile)
+        live.append_block(run.vectors, run.scores.served, read.t_us)
         self._served.labels(route, run.arm, package.name, str(package.version)).inc(len(run.rows))
         for view, event_us in read.frame.event_us.items():
             freshness = self._view(view)
@@ -123,6 +156,11 @@ class Monitor:
                 counted = await asyncio.to_thread(live.drain)
                 if counted:
                     await self._writer.write(partial(_store, key=key, changes=live.take_changes()))
+            marks = self.freshness.sources()
+            moved = {name: mark for name, mark in marks.items() if self._marks.get(name) != mark}
+            if moved:
+                await self._writer.write(partial(_store_marks, marks=moved))
+                self._marks |= moved
 
     async def expose_metrics(self, accept: str) -> tuple[bytes, str]:
         """Return (body, content type) for a scrape; encoded off the loop."""
@@ -130,51 +168,86 @@ class Monitor:
         body = await asyncio.to_thread(encode, self.metrics, form)
         return body, CONTENT_TYPE[form]
 
-    async def drift(
-        self,
-        model: str,
-        *,
-        version: int | str = "champion",
-        route: str | None = None,
-        start_us: int | None = None,
-        end_us: int | None = None,
-        step_us: int | None = None,
-    ) -> dict[str, Any]:
-        """Return drift of what a version served against its training profile.
+    async def profile_of(self, found: ModelVersion) -> ReferenceProfile:
+        """Return the reference profile of a version, loaded or not; raises as `read_version`."""
+        try:
+            return self._versions.get(found.reference).profile
+        except KeyError:
+            loaded = await self._registry.load(found.name, found.number)
+            return (await asyncio.to_thread(read_version, loaded)).profile
 
-        Over [start, end) (default: the last day of its buckets), whole or in steps of `step_us`.
-        Raises NotFoundError for an unknown model or version.
-        """
-        found = self._registry.get(model, version)
-        profile = await self._profile(found.reference, model, found.number)
+    def versions_served(self) -> list[tuple[str, int]]:
+        """Return (model, version) of whatever was served since the start."""
+        return sorted({(key.model, key.version) for key in self._live})
+
+    async def counts_of(
+        self, found: ModelVersion, route: str | None, profile: ReferenceProfile
+    ) -> list[LiveCounts]:
+        """Return what a version served, up to now, by route and arm."""
         await self.drain()
         layout = CountLayout(profile)
-        live = await asyncio.to_thread(self._matching, found.name, found.number, route, layout)
-        end = _newest_us(live) if end_us is None else end_us
-        start = end - DAY_US if start_us is None else start_us
-        windows = await asyncio.to_thread(_windows, live, start, end, step_us or end - start)
-        return {
-            "model": model,
-            "version": found.number,
-            "route": route,
-            "reference": "training",
-            "windows": [
-                {"start": format_time(at), **report(profile, counts).to_dict()}
-                for at, counts in windows
-            ],
-        }
+        return await asyncio.to_thread(self._matching, found.name, found.number, route, layout)
+
+    async def drift_between(
+        self, start_us: int, end_us: int
+    ) -> list[tuple[tuple[str, int], DriftReport]]:
+        """Return (model, version) and drift of each version served since the start.
+
+        Over [start, end), routes and arms together; for alerts.
+        """
+        await self.drain()
+        served: dict[tuple[str, int], list[LiveCounts]] = {}
+        for key, live in list(self._live.items()):
+            served.setdefault((key.model, key.version), []).append(live)
+
+        def measure() -> list[tuple[tuple[str, int], DriftReport]]:
+            return [
+                (version, report(live[0].layout.profile, counts))
+                for version, live in served.items()
+                for _, counts in windows_of(live, start_us, end_us, end_us - start_us)
+            ]
+
+        return await asyncio.to_thread(measure)
+
+    async def newest_days(
+        self, oldest_us: int, *, labelled_min: int
+    ) -> list[tuple[tuple[str, int], CohortReport]]:
+        """Return (model, version) and its newest mature day after `oldest_us` with labels enough.
+
+        Mature is a day older than 95 % of the version's label delays.  A turn of the loop for each
+        version: 1 ms with 16,384 distinct scores.
+        """
+        days: dict[tuple[str, int], dict[int, list[CohortKey]]] = {}
+        for key in self._performance.keys_since(oldest_us):
+            version = key.served.model, key.served.version
+            days.setdefault(version, {}).setdefault(key.day_us, []).append(key)
+        found = []
+        for version, by_day in days.items():
+            await asyncio.sleep(0)
+            maturity_s = self._performance.maturity_s(k for day in by_day.values() for k in day)
+            for day_us, day in sorted(by_day.items(), reverse=True):
+                labelled = self._performance.labelled(day)
+                if labelled >= labelled_min and is_mature(day_us, maturity_s, self._clock()):
+                    found.append((version, self._performance.report(day)))
+                    break
+        return found
 
     def performance(self, model: str) -> dict[str, Any]:
-        """Return the labelled performance of a model: in all, by month and by day, per arm."""
+        """Return the labelled performance of a model: in all, by month and by day, per arm.
+
+        `mature`: the period's last day is older than 95 % of its version's label delays.
+        """
         known = self._performance.keys()
         keys = [key for key in known if key.served.model == model]
         if not keys and model not in {m.name for m in self._registry.models()}:
             raise NotFoundError(f"unknown model {model!r}", code="unknown_model")
-        groups: dict[tuple[ServedKey, str], list[Any]] = {}
+        maturity_s = self._maturities(keys)
+        groups: dict[tuple[ServedKey, str], list[CohortKey]] = {}
         for key in keys:
             day = format_time(key.day_us)[:10]
             for period in ("all", day[:7], day):
                 groups.setdefault((key.served, period), []).append(key)
+        now_us = self._clock()
         return {
             "model": model,
             "cohorts": [
@@ -183,11 +256,19 @@ class Monitor:
                     "route": served.route,
                     "arm": served.arm,
                     "period": period,
+                    "mature": is_mature(cohorts[-1].day_us, maturity_s[served.version], now_us),
                     **self._performance.report(cohorts).to_dict(),
                 }
                 for (served, period), cohorts in groups.items()
             ],
         }
+
+    def _maturities(self, keys: Iterable[CohortKey]) -> dict[int, float | None]:
+        """Return by version, of one model, the seconds within which 95 % of its labels came."""
+        by_version: dict[int, list[CohortKey]] = {}
+        for key in keys:
+            by_version.setdefault(key.served.version, []).append(key)
+        return {v: self._performance.maturity_s(part) for v, part in by_version.items()}
 
     def shadow_report(self) -> list[dict[str, Any]]:
         """Return every shadow's paired difference to its primary."""
@@ -197,12 +278,19 @@ class Monitor:
         ]
 
     def freshness_report(self) -> dict[str, Any]:
-        """Return per view the ages served and its SLO, per source the watermark."""
-        views = {name: asdict(found) for name, found in self.freshness.report().items()}
-        marks = self.freshness.watermarks_us()
+        """Return per view the ages served, its SLO and its source's mark; per source the mark.
+
+        Views that were not served since the start have a mark alone.
+        """
+        now_us, specs = self._clock(), self._state.catalog.definitions.views
+        marks, served = self.freshness.sources(), self.freshness.report()
         return {
-            "views": views,
-            "sources": {name: {"watermark": format_time(us)} for name, us in marks.items()},
+            "views": {
+                name: _view_report(specs.get(name), served.get(name), marks, now_us)
+                for name in (*specs, *(name for name in served if name not in specs))
+            },
+            "sources": {name: _mark_report(mark, now_us) for name, mark in marks.items()},
+            "age_bounds_s": list(AGE_BUCKETS_S),
         }
 
     async def _drain_forever(self) -> None:
@@ -230,20 +318,17 @@ class Monitor:
                 for stored, value in snapshot.scan(Table.MONITORING, prefix, prefix + b"\xff" * 17)
             ]
 
-    def _view(self, name: str) -> Any:
+    def _view(self, name: str) -> ViewFreshness:
         spec = self._state.catalog.definitions.views.get(name)
         if spec is None:
             return self.freshness.view(name)
         ttl_s = None if spec.ttl_us is None else spec.ttl_us / 1e6
         slo_s = None if spec.freshness_us is None else spec.freshness_us / 1e6
-        return self.freshness.view(name, ttl_s=ttl_s, slo_s=slo_s)
-
-    async def _profile(self, reference: str, model: str, number: int) -> ReferenceProfile:
-        try:
-            return self._versions.get(reference).profile
-        except KeyError:
-            loaded = await self._registry.load(model, number)
-            return (await asyncio.to_thread(read_version, loaded)).profile
+        view = self.freshness.view(name, ttl_s=ttl_s, slo_s=slo_s)
+        if view.goals != (ttl_s, slo_s):  # an apply changed them: what was counted is of no use
+            self.freshness.forget_view(name)
+            view = self.freshness.view(name, ttl_s=ttl_s, slo_s=slo_s)
+        return view
 
     def _matching(
         self, model: str, version: int, route: str | None, layout: CountLayout
@@ -263,24 +348,36 @@ class Monitor:
         ]
 
 
-def _windows(
-    live: Sequence[LiveCounts], start_us: int, end_us: int, step_us: int
-) -> list[tuple[int, Counts]]:
-    """Return (start, counts) of each step in which anything was served, arms and routes added."""
-    steps: dict[int, Counts] = {}
-    for counts in live:
-        for at, part in counts.series(start_us, end_us, max(1, step_us)):
-            if at in steps:
-                steps[at].add(part)
-            else:
-                steps[at] = part
-    return sorted(steps.items())
+def _view_report(
+    spec: ViewSpec | None,
+    served: ViewReport | None,
+    marks: Mapping[str, SourceMark],
+    now_us: int,
+) -> dict[str, Any]:
+    """Return what is known of a view; `spec` is None for one that only pinned versions have."""
+    mark = None if spec is None else marks.get(spec.source)
+    slo_s = None if spec is None or spec.freshness_us is None else spec.freshness_us / 1e6
+    return {
+        "kind": None if spec is None else spec.kind,
+        "source": None if spec is None else spec.source,
+        **_mark_report(mark, now_us),
+        **asdict(served or not_served(slo_s)),
+    }
 
 
-def _newest_us(live: Iterable[LiveCounts]) -> int:
-    """Return the end of the newest bucket; 0 without any."""
-    starts = [at for counts in live for at, _ in counts.series(0, MAX_TIME_US, BUCKET_US)]
-    return max(starts, default=-BUCKET_US) + BUCKET_US
+def _mark_report(mark: SourceMark | None, now_us: int) -> dict[str, Any]:
+    if mark is None:
+        return {"watermark": None, "behind_s": None, "lag_s": None}
+    return {
+        "watermark": format_time(mark.watermark_us),
+        "behind_s": (now_us - mark.watermark_us) / 1e6,
+        "lag_s": mark.lag_us / 1e6,
+    }
+
+
+def _store_marks(txn: WriteTransaction, *, marks: Mapping[str, SourceMark]) -> None:
+    for source, mark in marks.items():
+        txn.put(Table.MONITORING, _MARK + source.encode(), msgpack.packb(list(mark)))
 
 
 def _store(txn: WriteTransaction, *, key: ServedKey, changes: Changes) -> None:

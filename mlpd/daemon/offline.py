@@ -1,24 +1,24 @@
 """What child processes share: the store read-only, the catalog, and the events of a source."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from mlpd.core.columns import Column, Columns, DType
-from mlpd.core.specs import SourceSpec
+from mlpd.core.columns import Columns, DType
 from mlpd.core.time import system_clock
 from mlpd.features.catalog import Catalog, build_catalog
+from mlpd.features.kernels import load_feature_kernels
 from mlpd.features.offline import Events
-from mlpd.features.stamps import Stamps
-from mlpd.features.windows import load_window_kernels
+from mlpd.features.tombstones import DELETED
 from mlpd.storage.environment import Environment
 from mlpd.storage.files import DataDirectory
-from mlpd.storage.offline import scan_events
-from mlpd.storage.segments import EVENT_TIME, KNOWN_TIME, SEQUENCE
+from mlpd.storage.frames import from_series
+from mlpd.storage.horizons import Horizon, load_horizons
+from mlpd.storage.lineage import Lineage, load_lineage
+from mlpd.storage.offline import collect_events, count_events, read_events, scan_events
+from mlpd.storage.segments import SEQUENCE
 
 if TYPE_CHECKING:
     import polars as pl
@@ -34,31 +34,67 @@ class Offline:
     through: int
 
     def events(self, source: str, columns: tuple[str, ...]) -> Events:
-        """Return all events of `source` in sequence order, with `columns` of its schema."""
+        """Return all events of `source`, in no promised order, with `columns` of its schema."""
         spec = self.catalog.definitions.source(source)
-        frame = self.frame(spec, {name: spec.schema[name] for name in columns})
-        return Events(
-            {name: from_series(frame[name], spec.schema[name]) for name in columns},
-            stamps_of(frame),
-        )
+        schema = {name: spec.schema[name] for name in columns}
+        return Events.of(collect_events(lambda: self.scan(source, schema)), schema)
 
-    def frame(self, source: SourceSpec, columns: Mapping[str, DType]) -> "pl.DataFrame":
-        """Return the events of a source in sequence order, as polars sees them."""
-        lazy = scan_events(
+    def horizons(self) -> dict[str, Horizon]:
+        """Return what is gone of which source, by now."""
+        with self.environment.snapshot() as snapshot:
+            return load_horizons(snapshot)
+
+    def lineage(self) -> Lineage | None:
+        """Return for which slots rows count, by now; None for all."""
+        with self.environment.snapshot() as snapshot:
+            return load_lineage(snapshot)
+
+    def count_events(self, source: str) -> int:
+        """Return about how many events of `source` there are, but never too few."""
+        return count_events(self.environment, source, through_sequence=self.through)
+
+    def read_events(
+        self, source: str, columns: tuple[str, ...], rows_max: int
+    ) -> "Iterator[pl.DataFrame]":
+        """Yield all events of `source` with `columns` and DELETED, about `rows_max` at a time."""
+        schema = self.catalog.definitions.source(source).schema
+        return read_events(
             self.environment,
             self.paths.segments,
-            source.name,
-            columns=columns,
+            source,
+            columns={**{name: schema[name] for name in columns}, DELETED: DType.BOOL},
+            through_sequence=self.through,
+            rows_max=rows_max,
+        )
+
+    def with_definitions(self, document: Mapping[str, Any]) -> "Offline":
+        """Return the same events seen through other definitions; compiles their transforms."""
+        kernels, cache = load_feature_kernels(), self.paths.cache / "kernels"
+        catalog = build_catalog(
+            document, version=0, view_ids={}, next_view_id=1, kernels=kernels, cache=cache
+        )
+        return replace(self, catalog=catalog)
+
+    def frame(self, source: str, columns: Mapping[str, DType]) -> "pl.DataFrame":
+        """Return the events of a source in sequence order, as polars sees them, with DELETED."""
+        return collect_events(lambda: self.scan(source, columns).sort(SEQUENCE))
+
+    def scan(self, source: str, columns: Mapping[str, DType]) -> "pl.LazyFrame":
+        """Return the events of a source with DELETED, to be read when they are collected."""
+        return scan_events(
+            self.environment,
+            self.paths.segments,
+            source,
+            columns={**columns, DELETED: DType.BOOL},
             through_sequence=self.through,
         )
-        return lazy.sort(SEQUENCE).collect()
 
 
 @contextmanager
 def open_offline(request: Mapping[str, Any]) -> Iterator[Offline]:
     """Open the data directory for a child's request: `directory`, `catalog` and `through`."""
     paths = DataDirectory(Path(request["directory"]))
-    kernels = load_window_kernels()
+    kernels = load_feature_kernels()
     with Environment.open(paths.lmdb, clock=system_clock, readonly=True) as environment:
         catalog = build_catalog(
             **request["catalog"], kernels=kernels, cache=paths.cache / "kernels"
@@ -71,25 +107,10 @@ def offline_request(paths: DataDirectory, catalog: Catalog, through: int) -> dic
     return {"directory": str(paths.root), "catalog": catalog.to_state(), "through": through}
 
 
-def stamps_of(frame: "pl.DataFrame") -> Stamps:
-    """Return the stamps of a frame of events."""
-    return Stamps(*(frame[name].to_numpy() for name in (EVENT_TIME, KNOWN_TIME, SEQUENCE)))
-
-
-def from_series(series: "pl.Series", dtype: DType) -> Column:
-    """Return a polars series as a column; null stays null, NaN stays NaN."""
-    valid = None if series.null_count() == 0 else series.is_not_null().to_numpy()
-    if not dtype.is_numeric:
-        empty: Any = "" if dtype is DType.STRING else b""
-        values = np.empty(len(series), object)
-        values[:] = series.fill_null(empty).to_list()
-        return Column(dtype, values, valid)
-    physical = series.to_physical()
-    zero: Any = False if dtype is DType.BOOL else 0
-    array = (physical if valid is None else physical.fill_null(zero)).to_numpy()
-    return Column(dtype, np.ascontiguousarray(array, dtype.numpy), valid)
-
-
-def take_columns(frame: "pl.DataFrame", schema: Mapping[str, DType]) -> Columns:
-    """Return the columns of `schema` from a frame."""
-    return {name: from_series(frame[name], dtype) for name, dtype in schema.items()}
+def event_columns(
+    frame: "pl.DataFrame", schema: Mapping[str, DType], names: Iterable[str]
+) -> Columns:
+    """Return columns of a frame of events, and DELETED if one is a tombstone."""
+    columns = {name: from_series(frame[name], schema[name]) for name in names}
+    mark = frame[DELETED]
+    return columns if mark.is_null().all() else {**columns, DELETED: from_series(mark, DType.BOOL)}

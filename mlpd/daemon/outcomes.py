@@ -13,7 +13,7 @@ from mlpd.daemon.experiments import Experiments
 from mlpd.daemon.feedback import LabelChange
 from mlpd.daemon.predictions import Label, Prediction, PredictionIds, scan_predictions
 from mlpd.monitoring.live import ServedKey
-from mlpd.monitoring.performance import CohortKey, PerformanceTable, cohort_of
+from mlpd.monitoring.performance import CohortKey, Outcome, PerformanceTable, cohort_of
 from mlpd.storage.environment import Environment
 
 _SLICE_ROWS = 100
@@ -31,7 +31,12 @@ class Outcomes:
         self._ids = ids
         self._rebuilding = True
         self._later: list[Prediction | LabelChange] = []
-        self._before: dict[str, float | None] = {}
+        self._before: dict[str, Label | None] = {}
+
+    @property
+    def rebuilt(self) -> bool:
+        """Whether the prediction log of before the start is taken in."""
+        return not self._rebuilding
 
     def served(self, predictions: Sequence[Prediction]) -> None:
         """Take in predictions that were answered."""
@@ -49,13 +54,18 @@ class Outcomes:
                 self._before.setdefault(change.prediction.prediction_id, change.old)
                 self._later.append(change)
             else:
-                self._label(change.prediction, change.old, change.new)
+                self._label(change)
+
+    def joined(self, pairs: Iterable[tuple[Prediction, Label]]) -> None:
+        """Take in labels that waited for the predictions that are stored now."""
+        self.labelled(LabelChange(prediction, None, label) for prediction, label in pairs)
 
     async def rebuild(self, environment: Environment) -> int:
         """Take in the prediction log as it was at the start; returns its rows.  Once, at start."""
         scan = scan_predictions(environment)
         total = 0
         while (rows := await asyncio.to_thread(next, scan, None)) is not None:
+            await self._experiments.prepare(p for p, _ in rows)
             for start in range(0, len(rows), _SLICE_ROWS):
                 total += self._take(rows[start : start + _SLICE_ROWS])
                 await asyncio.sleep(0)
@@ -65,7 +75,7 @@ class Outcomes:
             if isinstance(item, Prediction):
                 self.served([item])
             else:
-                self._label(item.prediction, item.old, item.new)
+                self._label(item)
         return total
 
     def _take(self, rows: Sequence[tuple[Prediction, Label | None]]) -> int:
@@ -73,17 +83,23 @@ class Outcomes:
         self._experiments.exposed(p for p, _ in old)
         for prediction, label in old:
             self._performance.add_predictions(cohort(prediction), 1)
-            stored = None if label is None else label.label
-            value = self._before.get(prediction.prediction_id, stored)
-            if value is not None:
-                self._label(prediction, None, value)
+            before = self._before.get(prediction.prediction_id, label)
+            if before is not None:
+                self._label(LabelChange(prediction, None, before))
         return len(old)
 
-    def _label(self, prediction: Prediction, old: float | None, new: float) -> None:
-        self._experiments.labelled(prediction, old, new)
-        if new in (0.0, 1.0) and old in (None, 0.0, 1.0):
-            before = None if old is None else int(old)
-            self._performance.record(cohort(prediction), prediction.score, before, int(new))
+    def _label(self, change: LabelChange) -> None:
+        prediction, old, new = change.prediction, change.old, change.new
+        if old is None or old.label != new.label:
+            self._experiments.labelled(prediction, None if old is None else old.label, new.label)
+        before = None if old is None else _outcome(prediction, old)
+        self._performance.record(
+            cohort(prediction), prediction.score, before, _outcome(prediction, new)
+        )
+
+
+def _outcome(prediction: Prediction, label: Label) -> Outcome:
+    return Outcome(prediction.target(label.label), label.time_us - prediction.t_us)
 
 
 def cohort(prediction: Prediction) -> CohortKey:

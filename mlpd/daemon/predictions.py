@@ -7,23 +7,30 @@ A prediction's id is 32 hex digits: `u64be t_us || u16be slot || 6 unique bytes`
 PREDICTIONS table is `slot || t_us || unique`, so that the id alone leads to the row and its shard.
 """
 
+import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import msgpack
 import numpy as np
+import xxhash
 from numpy.typing import NDArray
 
 from mlpd.core.errors import ValidationError
 from mlpd.core.hashing import SLOTS, slot_of
+from mlpd.core.specs import CLASSES_MAX
 from mlpd.storage.environment import Environment
 from mlpd.storage.tables import Table
 from mlpd.storage.transactions import WriteTransaction
 from mlpd.storage.writer import Writer
 
 _FORMAT = 1
+_VECTOR, _GIVEN = 7, 8
+"""Their places in a row."""
+_PLAIN: tuple[int | None, float] = (None, 1.0)
+"""Chosen class and share of most rows."""
 _ID_BYTES = 16
 _UNIQUE_MASK = 0xFFFF_FFFF_FFFF
 KEY_BYTES = 16
@@ -34,6 +41,8 @@ SERVED_KEYS_MAX = 32
 _SCAN_ROWS = 2_000
 """Rows per snapshot of a scan: a few milliseconds, so that no snapshot grows old."""
 
+_log = logging.getLogger("mlpd.predictions")
+
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
@@ -42,6 +51,9 @@ class Prediction:
     `t_us` and `sequence`: the moment and the last event that its features saw.  `vector`: float64
     [F], as the model got it.  `given`: key columns and request fields by name.  `arm`, `unit`,
     `propensity`: how it was assigned; `phase`: index of the experiment's, 0 without one.
+    `chosen`: of a model of several classes the one with the largest score, which is `score`.
+    `share`: of such rows that were logged.  `moved`: its vector and `given` lie in a file, they are
+    empty.
     """
 
     prediction_id: str
@@ -58,6 +70,17 @@ class Prediction:
     propensity: float = 1.0
     experiment: str | None = None
     phase: int = 0
+    chosen: int | None = None
+    share: float = 1.0
+    moved: bool = False
+
+    def target(self, label: float) -> float:
+        """Return what `score` should have been for this label: of several classes 0 or 1."""
+        return label if self.chosen is None else float(label == self.chosen)
+
+    def can_become(self, label: float) -> bool:
+        """Tell whether a label makes sense: of several classes it is the number of one."""
+        return self.chosen is None or (label == int(label) and 0 <= label < CLASSES_MAX)
 
     def encode(self) -> bytes:
         """Return the row's value; about 4 us."""
@@ -66,31 +89,51 @@ class Prediction:
                 *(_FORMAT, self.sequence, self.route, self.arm, self.model, self.version),
                 *(self.score, self.vector.tobytes(), dict(self.given), self.unit),
                 *(self.propensity, self.experiment, self.phase),
+                *self._more(),
             )
         )
         return packed
+
+    def _more(self) -> tuple[Any, ...]:
+        """Return what few rows have; what is usual is left out."""
+        more = self.chosen, self.share
+        return () if more == _PLAIN else more[:1] if self.share == 1.0 else more
 
 
 def decode_prediction(key: bytes, value: bytes) -> Prediction:
     """Return the prediction stored under `key`."""
     _, sequence, route, arm, model, version, score, vector, given, *rest = msgpack.unpackb(value)
-    unit, propensity, experiment, phase = rest
+    unit, propensity, experiment, phase, *more = rest
+    last: list[Any] = [*more, *_PLAIN[len(more) :]]
     return Prediction(
         prediction_id=(key[2:10] + key[:2] + key[10:]).hex(),
-        t_us=int.from_bytes(key[2:10], "big"),
+        t_us=made_us(key),
         sequence=sequence,
         route=route,
         arm=arm,
         model=model,
         version=version,
         score=score,
-        vector=np.frombuffer(vector, np.float64),
-        given=given,
+        vector=np.frombuffer(vector or b"", np.float64),
+        given=given or {},
         unit=unit,
         propensity=propensity,
         experiment=experiment,
         phase=phase,
+        chosen=last[0],
+        share=last[1],
+        moved=vector is None,
     )
+
+
+def without_vector(value: bytes) -> bytes | None:
+    """Return a row's value without vector and request, None if it has none; about 5 us."""
+    fields = msgpack.unpackb(value)
+    if fields[_VECTOR] is None:
+        return None
+    fields[_VECTOR] = fields[_GIVEN] = None
+    packed: bytes = msgpack.packb(fields)
+    return packed
 
 
 def prediction_key(prediction_id: object) -> bytes:
@@ -108,17 +151,28 @@ def prediction_key(prediction_id: object) -> bytes:
     return raw[8:10] + raw[:8] + raw[10:]
 
 
+def lot_of(prediction_id: str) -> float:
+    """Return the lot in [0, 1) by which a row is logged: xxh64 of the id's 16 bytes / 2^64."""
+    return float(xxhash.xxh64_intdigest(bytes.fromhex(prediction_id)) * 2.0**-64)
+
+
+def made_us(key: bytes) -> int:
+    """Return the moment in us of the prediction with this table key."""
+    return int.from_bytes(key[2:10], "big")
+
+
 class PredictionIds:
     """Makes ids, unique across restarts: a random start of 48 bits, then counting."""
 
     def __init__(self) -> None:
         self._first = self._next = int.from_bytes(os.urandom(6), "big")
 
-    def make(self, t_us: int, unit: str | None) -> str:
-        """Return a new id in the slot of `unit` (any slot when there is none)."""
+    def make(self, t_us: int, unit: str | None, slot: int | None = None) -> str:
+        """Return a new id in `slot`, else in that of `unit`, else in any."""
         self._next = (self._next + 1) & _UNIQUE_MASK
         unique = self._next.to_bytes(6, "big")
-        slot = slot_of(unique if unit is None else unit.encode())
+        if slot is None:
+            slot = slot_of(unique if unit is None else unit.encode())
         return (t_us.to_bytes(8, "big") + slot.to_bytes(2, "big") + unique).hex()
 
     def made(self, prediction_id: str) -> bool:
@@ -134,12 +188,23 @@ class PredictionLog:
     full buffer drops new ones and counts them.  All methods belong to the loop.
     """
 
-    def __init__(self, writer: Writer, rows_max: int) -> None:
+    def __init__(
+        self,
+        writer: Writer,
+        rows_max: int,
+        joined: "Callable[[Sequence[tuple[Prediction, Label]]], None] | None" = None,
+    ) -> None:
+        """`joined` is called on the loop with labels that had come before their predictions."""
         self._writer = writer
         self._rows_max = rows_max
+        self._joined = joined
         self._waiting: list[Prediction] = []
         self.logged = 0
         self.dropped = 0
+        self.left_out = 0
+        """Rows that their route's rule left out."""
+        self.labels_refused = 0
+        """Labels that came before their predictions, and turned out to be no class of theirs."""
 
     def append(self, prediction: Prediction) -> bool:
         """Keep a served row for the next flush; False when it was dropped."""
@@ -156,20 +221,57 @@ class PredictionLog:
         if not waiting:
             return
 
-        def write(txn: WriteTransaction) -> None:
+        def write(txn: WriteTransaction) -> _Waited:
             keys = [prediction_key(prediction.prediction_id) for prediction in waiting]
             for key, prediction in zip(keys, waiting, strict=True):
                 txn.put(Table.PREDICTIONS, key, prediction.encode())
             _list_served(txn, keys)
+            return _labelled_before(txn, keys, waiting)
 
-        if self._writer.post(write, size_bytes=256 * len(waiting)):
+        if self._writer.post(write, size_bytes=256 * len(waiting), done=self._join):
             self._waiting = []
+
+    def _join(self, waited: "_Waited") -> None:
+        joined, refused = waited
+        self.labels_refused += len(refused)
+        for prediction, label in refused[:1]:
+            _log.warning(
+                "%d labels that came before their predictions are no classes and were dropped: "
+                "%g of %s, which %s@%d scored, is the first",
+                *(len(refused), label.label, prediction.prediction_id),
+                *(prediction.model, prediction.version),
+            )
+        if self._joined is not None:
+            self._joined(joined)
 
 
 def _list_served(txn: WriteTransaction, keys: list[bytes]) -> None:
     for start in range(0, len(keys), SERVED_KEYS_MAX):
         listed = keys[start : start + SERVED_KEYS_MAX]
         txn.put(Table.SERVED, arrival_key(txn.known_us, listed[0]), b"".join(listed))
+
+
+def _labelled_before(
+    txn: WriteTransaction, keys: Sequence[bytes], predictions: Sequence[Prediction]
+) -> "_Waited":
+    """Return the predictions whose label waited as an orphan; 1 us each while there are any.
+
+    First those that it makes sense for, then the others, whose labels are removed.
+    """
+    joined, refused = list[tuple[Prediction, Label]](), list[tuple[Prediction, Label]]()
+    if not txn.count(Table.ORPHANS):
+        return joined, refused
+    labels = txn.get_many(Table.LABELS, keys)
+    for key, prediction, stored in zip(keys, predictions, labels, strict=True):
+        if stored is None:
+            continue
+        label = Label.decode(stored)
+        if prediction.can_become(label.label):
+            joined.append((prediction, label))
+        else:
+            txn.delete(Table.LABELS, key)
+            refused.append((prediction, label))
+    return joined, refused
 
 
 def arrival_key(known_us: int, key: bytes) -> bytes:
@@ -215,3 +317,7 @@ class Label:
     def decode(cls, value: bytes) -> "Label":
         """Return the label that `encode` wrote."""
         return cls(*msgpack.unpackb(value))
+
+
+_Waited = tuple[list[tuple[Prediction, Label]], list[tuple[Prediction, Label]]]
+"""Predictions whose label waited for them: where it makes sense, and where it doesn't."""

@@ -1,6 +1,6 @@
 """Verb read: features of entities, from one snapshot, as of one moment."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,16 +16,21 @@ from mlpd.core.errors import (
 )
 from mlpd.core.names import TimeUs
 from mlpd.core.specs import Closure, ServiceSpec
-from mlpd.core.time import format_time
+from mlpd.core.time import SECOND_US, format_time
+from mlpd.daemon.ownership import Ownership
+from mlpd.daemon.part import Part
 from mlpd.daemon.state import CatalogState
 from mlpd.features.assemble import FeatureFrame
 from mlpd.features.catalog import Catalog
+from mlpd.features.cells import Asked, Cells, collect_cells
 from mlpd.features.on_stale import OnStale, apply_on_stale
-from mlpd.features.online import read_online
+from mlpd.features.online import CheckKeys, GetMany, read_online
 from mlpd.storage.environment import Environment
 from mlpd.storage.transactions import Snapshot
 
 READ_ROWS_MAX = 10_000
+SKEW_US_MAX = 10 * SECOND_US
+"""How far the clock of a shard that hands cells over may be ahead."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +45,10 @@ class ReadResult:
 class Read:
     """Reads features; one instance per daemon."""
 
-    def __init__(self, environment: Environment, state: CatalogState) -> None:
+    def __init__(self, environment: Environment, state: CatalogState, ownership: Ownership) -> None:
         self._environment = environment
         self._state = state
+        self._ownership = ownership
 
     def read(
         self,
@@ -52,34 +58,86 @@ class Read:
         at_us: TimeUs | None = None,
         min_sequence: int = 0,
         on_stale: OnStale = "null",
+        cells: Cells | None = None,
     ) -> ReadResult:
         """Return the features of `closure` for every row of `given`.
 
         `at_us` moves the moment for replays: it must not lie before the newest known_time.
         `on_stale`: what a value older than its ttl becomes; ConflictError(code="stale_feature") for
         "error".  `min_sequence`: what the caller has seen acknowledged; a read that can't see it
-        raises.  ConflictError(code="definitions_changed"): an apply gave `closure` another meaning.
-        Runs on the loop: microseconds per view and entity.
+        raises (wait for it with `Writer.reach`).  MisdirectedError for a key of another shard that
+        is not among `cells`; ConflictError(code="clocks_differ" or "other_definitions") for cells
+        that can't be read with what is here.
+        ConflictError(code="definitions_changed"): an apply gave `closure` another meaning.  Runs on
+        the loop: microseconds per view and entity.
+        """
+        return self.read_each(
+            [closure],
+            given,
+            at_us=at_us,
+            min_sequence=min_sequence,
+            on_stale=on_stale,
+            cells=cells,
+        )[0]
+
+    def read_each(
+        self,
+        closures: Iterable[Closure],
+        given: Mapping[str, Column],
+        *,
+        at_us: TimeUs | None = None,
+        min_sequence: int = 0,
+        on_stale: OnStale = "null",
+        cells: Cells | None = None,
+    ) -> list[ReadResult]:
+        """Return what `read` does for each of `closures`, all from one snapshot."""
+        with self._environment.read_at() as (snapshot, t_us):
+            catalog = self._state.read_catalog(snapshot)
+            _check_sequence(snapshot, min_sequence)
+            moment = t_us if at_us is None else _check_at(snapshot, at_us)
+            part = self._ownership.part
+            if cells is not None and part is not None:
+                moment = _join_moments(moment, at_us, TimeUs(cells.t_us))
+            how = given, snapshot.get_many, moment, on_stale, part, cells
+            frames = [_read(catalog, closure, *how) for closure in closures]
+            sequence = snapshot.sequence
+        for frame in frames:
+            apply_on_stale(frame, on_stale)
+        return [ReadResult(frame, moment, sequence) for frame in frames]
+
+    def collect(
+        self,
+        closures: Iterable[Closure],
+        asked: Asked,
+        *,
+        at_us: TimeUs | None = None,
+        min_sequence: int = 0,
+    ) -> dict[str, Any]:
+        """Return the cells that `closures` read of this shard's keys: `t_us`, sequence, groups.
+
+        Raises as `read` does, and ValidationError for what is no key.  2 us per key and view.
         """
         with self._environment.read_at() as (snapshot, t_us):
             catalog = self._state.read_catalog(snapshot)
-            if snapshot.sequence < min_sequence:
-                raise UnavailableError(
-                    f"sequence {min_sequence} isn't here yet; the newest is {snapshot.sequence}",
-                    code="sequence_not_reached",
-                    hint="Retry shortly, or leave min_sequence away.",
-                )
+            _check_sequence(snapshot, min_sequence)
             moment = t_us if at_us is None else _check_at(snapshot, at_us)
-            frame = _read(catalog, closure, given, snapshot, moment, on_stale)
+            part = self._ownership.part
+            check = None if part is None else part.check_keys
+            layouts = [catalog.layout(closure) for closure in closures]
+            groups = collect_cells(layouts, asked, snapshot.get_many, check)
             sequence = snapshot.sequence
-        apply_on_stale(frame, on_stale)
-        return ReadResult(frame, moment, sequence)
+        found = [group.to_dict() for group in groups]
+        return {"t_us": moment, "sequence": sequence, "groups": found}
 
     def closure(self, service: str) -> Closure:
         """Return the resolved feature service, else raise NotFoundError."""
         catalog = self._state.catalog
         catalog.definitions.service(service)
         return catalog.closures[service]
+
+    def serves(self, service: str, service_hash: str) -> bool:
+        """Tell whether this version of `service` runs.  0.2 us."""
+        return self._state.catalog.find_closure(service, service_hash) is not None
 
     def ad_hoc_closure(self, features: Sequence[str], request: Mapping[str, Any]) -> Closure:
         """Return the closure of single features, for reads outside a service."""
@@ -120,17 +178,41 @@ def _read(
     catalog: Catalog,
     closure: Closure,
     given: Mapping[str, Column],
-    snapshot: Snapshot,
+    get_many: GetMany,
     t_us: TimeUs,
     on_stale: OnStale,
+    part: Part | None,
+    cells: Cells | None,
 ) -> FeatureFrame:
+    check: CheckKeys | None = None if part is None else part.check_keys
+    if cells is not None and part is not None:
+        layout = catalog.layout(closure)
+        get_many, check = cells.over(layout, part.flags, get_many, part.check_keys)
+    keep_stale = on_stale == "value"
     return read_online(
-        catalog,
-        closure,
-        given,
-        snapshot.get_many,
-        t_us,
-        keep_stale=on_stale == "value",
+        catalog, closure, given, get_many, t_us, keep_stale=keep_stale, check_keys=check
+    )
+
+
+def _check_sequence(snapshot: Snapshot, min_sequence: int) -> None:
+    if snapshot.sequence < min_sequence:
+        raise UnavailableError(
+            f"sequence {min_sequence} isn't here yet; the newest is {snapshot.sequence}",
+            code="sequence_not_reached",
+            hint="Retry shortly, or leave min_sequence away.",
+        )
+
+
+def _join_moments(moment: TimeUs, at_us: TimeUs | None, cells_us: TimeUs) -> TimeUs:
+    """Return the one moment of a read with cells: it must lie behind all that is in them."""
+    if moment >= cells_us:
+        return moment
+    if at_us is None and cells_us - moment <= SKEW_US_MAX:
+        return cells_us
+    raise ConflictError(
+        f"the cells are of {format_time(cells_us)}, and the read is as of {format_time(moment)}",
+        code="clocks_differ" if at_us is None else "at_in_the_past",
+        hint="Set the clocks of the members." if at_us is None else "Ask for the cells at `at`.",
     )
 
 

@@ -24,6 +24,9 @@ from mlpd.storage.files import DataDirectory, fsync_dir, make_dirs
 NAMED_MAX = 20
 """Damaged files that an error's message names; its details have all."""
 
+LOST_AND_FOUND = "lost+found"
+"""What the root of a new ext4 filesystem has; it stays."""
+
 _BLOB_MODE, _FILE_MODE = 0o444, 0o600
 _BLOBS = "registry/blobs/"
 
@@ -41,10 +44,11 @@ def restore(
 ) -> dict[str, Any]:
     """Make `directory`, which must not exist or be empty, what the backup holds; blocking.
 
-    Until all is copied and checked it lies in `.<name>.restoring` beside it, where a killed restore
-    leaves it; the next one removes that.  Raises NotFoundError(code="no_backup"), ConflictError:
-    `backup_damaged`, `data_directory_not_empty`, `restore_running`, `restored_with_problems`
-    (unless `despite_problems`); nothing is left of it then.
+    Until all is copied and checked it lies in `.<name>.restoring` beside it; where the directory is
+    there already (it may be a mount point), in `.restoring` inside, and no daemon starts on it.
+    A killed restore leaves that; the next one removes it.  Raises NotFoundError(code="no_backup"),
+    ConflictError: `backup_damaged`, `data_directory_not_empty`, `restore_running`,
+    `restored_with_problems` (unless `despite_problems`); nothing is left of it then.
     """
     manifest = load_backup(backup)
     target = _check_target(directory)
@@ -72,13 +76,19 @@ def restore(
 
 def _check_target(directory: Path) -> Path:
     target = directory.resolve()
-    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
-        raise ConflictError(
-            f"{directory} is not empty",
-            code="data_directory_not_empty",
-            hint="Restore into a new directory, then start the daemon on it.",
-        )
+    if target.exists() and not (target.is_dir() and _may_be_filled(target)):
+        raise _not_empty(directory)
     return target
+
+
+def _may_be_filled(target: Path) -> bool:
+    """Tell whether a directory is empty, or holds what a killed restore has left."""
+    return DataDirectory(target).restoring.is_dir() or not _content(target)
+
+
+def _content(target: Path) -> list[Path]:
+    """Return what is in a directory but for what a new filesystem has."""
+    return [path for path in target.iterdir() if path.name != LOST_AND_FOUND]
 
 
 def _verify(backup: Path, manifest: BackupManifest) -> None:
@@ -90,31 +100,55 @@ def _verify(backup: Path, manifest: BackupManifest) -> None:
 
 @contextmanager
 def _staging(target: Path) -> Iterator[Path]:
-    """Yield an empty folder beside the target, locked; it is gone afterwards, or renamed."""
+    """Yield an empty folder beside or in the target, locked; it is gone afterwards, or renamed."""
+    within = target if target.is_dir() else None
     staging = target.with_name(f".{target.name}.restoring")
-    staging.mkdir(mode=0o700, exist_ok=True)
+    if within is not None:
+        staging = DataDirectory(target).restoring
+    _make(staging, within)
     descriptor = os.open(staging, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConflictError(
-                f"another restore to {target} is under way",
-                code="restore_running",
-                hint="Wait for it, or restore to another directory.",
-            ) from None
-        _remove_content(staging)  # of a restore that was killed
+        _lock(descriptor, staging, target)
+        _clear(staging, within)  # of a restore that was killed
         try:
             yield staging
         except BaseException:
+            _clear(staging, within)
             shutil.rmtree(staging, ignore_errors=True)
             raise
     finally:
         os.close(descriptor)
 
 
-def _remove_content(directory: Path) -> None:
-    for path in directory.iterdir():
+def _make(staging: Path, within: Path | None) -> None:
+    """Make the folder unless a killed restore has left it; in `within` only while that is empty."""
+    try:
+        staging.mkdir(mode=0o700)
+    except FileExistsError:
+        return
+    if within is not None and _content(within) != [staging]:  # another restore has just finished
+        staging.rmdir()
+        raise _not_empty(within)
+
+
+def _lock(descriptor: int, staging: Path, target: Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        is_there = os.fstat(descriptor).st_ino == staging.stat().st_ino
+    except (BlockingIOError, FileNotFoundError):
+        is_there = False
+    if not is_there:
+        raise ConflictError(
+            f"another restore to {target} is under way",
+            code="restore_running",
+            hint="Wait for it, or restore to another directory.",
+        )
+
+
+def _clear(staging: Path, within: Path | None) -> None:
+    """Empty the staging folder, and the one that it lies in, if it does; it stays itself."""
+    around = [] if within is None else [path for path in _content(within) if path != staging]
+    for path in [*around, *staging.iterdir()]:
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
@@ -138,21 +172,35 @@ def _copy(backup: Path, staging: Path, file: BackupFile) -> None:
 
 
 def _publish(staging: Path, target: Path) -> None:
-    """Give the directory its name."""
+    """Give the directory its name, or its content where it is there."""
     data = DataDirectory(staging)
     for path in (data.lock_file, data.lmdb / "lock.mdb"):  # fsck's
         path.unlink(missing_ok=True)
     sync_folders(staging)
+    if staging.parent != target:
+        _rename(staging, target)
+        return
+    for path in sorted(staging.iterdir()):
+        path.rename(target / path.name)
+    fsync_dir(target)
+    staging.rmdir()  # from here on a daemon may start on it
+    fsync_dir(target)
+
+
+def _rename(staging: Path, target: Path) -> None:
     try:
         staging.rename(target)
     except OSError as error:
-        raise ConflictError(
-            f"{target} can't be replaced: {error.strerror}",
-            code="data_directory_not_empty",
-            hint="Restore to a directory that doesn't exist yet; a mount point can't be replaced, "
-            "a folder below it can.",
-        ) from error
+        raise _not_empty(target) from error  # somebody has made it meanwhile
     fsync_dir(target.parent)
+
+
+def _not_empty(directory: Path) -> ConflictError:
+    return ConflictError(
+        f"{directory} is not empty",
+        code="data_directory_not_empty",
+        hint="Restore into a new or empty directory, then start the daemon on it.",
+    )
 
 
 def _damaged(what: str, damage: list[str]) -> ConflictError:

@@ -1,4 +1,4 @@
-"""Retention: served rows, their labels and orphaned labels that are old enough, removed bit by bit.
+"""Retention: served rows, labels, orphaned labels and event ids that are old, removed bit by bit.
 
 Every write removes a hundred rows at most, so that ingest and labels never wait for it, and
 removes the rows together with their place in the list by arrival: a kill loses nothing but time.
@@ -12,6 +12,8 @@ from itertools import islice
 from mlpd.core.config import PredictionsConfig
 from mlpd.core.time import Clock
 from mlpd.daemon.predictions import KEY_BYTES
+from mlpd.daemon.state import CatalogState
+from mlpd.features.event_ids import old_buckets, purge
 from mlpd.storage.environment import Environment
 from mlpd.storage.tables import Table
 from mlpd.storage.transactions import Snapshot, WriteTransaction
@@ -21,6 +23,8 @@ ROWS_PER_WRITE = 64
 """Predictions (with their labels), or orphans, removed in one write; predictions are listed in
 parts, so there may be `SERVED_KEYS_MAX` more.  Each lies on pages of its own, which makes them
 dear: among 100,000 labelled ones a write of 64 took 13 ms with its fsync, one of 256 took 32."""
+IDS_PER_WRITE = 2_000
+"""Event ids removed in one write: they are neighbours, some 60 on a page."""
 PAUSE_S = 0.05
 """Between two writes: the writer is the others' for four fifths of the time."""
 
@@ -38,13 +42,15 @@ class Retention:
         environment: Environment,
         writer: Writer,
         config: PredictionsConfig,
+        state: CatalogState,
         clock: Clock,
     ) -> None:
         self._environment = environment
         self._writer = writer
         self._config = config
+        self._state = state
         self._clock = clock
-        self.removed = {"predictions": 0, "labels": 0, "orphans": 0}
+        self.removed = {"predictions": 0, "labels": 0, "orphans": 0, "event_ids": 0}
         """Rows removed since the start, by what they were."""
 
     async def run(self) -> None:
@@ -52,6 +58,23 @@ class Retention:
         now_us, config = self._clock(), self._config
         await self._remove(Table.SERVED, now_us - config.retention_us, _remove_served)
         await self._remove(Table.ORPHANS, now_us - config.orphan_retention_us, _remove_orphans)
+
+        await self._forget_ids()
+
+    async def _forget_ids(self) -> None:
+        def forget(txn: WriteTransaction) -> int:
+            sources = self._state.catalog_in(txn).definitions.sources.values()
+            return purge(txn, sources, rows_max=IDS_PER_WRITE)
+
+        while self._has_old_ids():
+            self.removed["event_ids"] += await self._writer.write(forget)
+            await asyncio.sleep(PAUSE_S)
+
+    def _has_old_ids(self) -> bool:
+        now_us = self._clock()
+        with self._environment.snapshot() as snapshot:
+            sources = self._state.catalog_in(snapshot).definitions.sources.values()
+            return bool(old_buckets(snapshot, sources, now_us))
 
     async def _remove(self, table: Table, before_us: int, operation: _Remove) -> None:
         while self._has_older(table, before_us):

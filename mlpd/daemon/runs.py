@@ -12,10 +12,14 @@ import asyncio
 import dataclasses
 import logging
 import os
-from collections.abc import Callable, Coroutine
+import random
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
+from itertools import islice
 from typing import Any
 
+from mlpd.core.deploys import check_deploy
 from mlpd.core.errors import (
     ConflictError,
     MlpdError,
@@ -23,21 +27,22 @@ from mlpd.core.errors import (
     OverloadedError,
     StorageFullError,
     UnavailableError,
-    ValidationError,
 )
 from mlpd.core.time import Clock, format_time
+from mlpd.daemon.ownership import Ownership
 from mlpd.daemon.state import CatalogState
 from mlpd.daemon.train import Train
 from mlpd.storage.environment import Environment
 from mlpd.storage.tables import Table
-from mlpd.storage.transactions import WriteTransaction
+from mlpd.storage.transactions import Snapshot, WriteTransaction
 from mlpd.storage.writer import Writer
 from mlpd.training.runs import Run, RunState
 
 QUEUE_MAX = 100
 LISTED_MAX = 1000
+ENDED_MAX = 4 * LISTED_MAX
+"""Runs that have ended, kept decoded."""
 LOG_BYTES_MAX = 1024 * 1024
-DEPLOYS = ("none", "champion")
 
 STORAGE_RETRY_S = 1.0
 """How long a worker waits before it tries again to write down what a full disk refused."""
@@ -82,6 +87,7 @@ class Runs:
         writer: Writer,
         state: CatalogState,
         train: Train,
+        ownership: Ownership,
         concurrency: int,
         clock: Clock,
     ) -> None:
@@ -89,19 +95,25 @@ class Runs:
         self._writer = writer
         self._state = state
         self._train = train
+        self._ownership = ownership
         self._concurrency = concurrency
         self._clock = clock
         self._wake = asyncio.Event()
         self._workers: list[asyncio.Task[None]] = []
         self._work: dict[str, _Work] = {}
         self._progress: dict[str, dict[str, Any]] = {}
+        self._ended: dict[bytes, Run] = {}
+        self._open: set[str] = set()
 
     async def start(self) -> None:
         """Put lost runs back into the queue and begin to work."""
-        lost = [run for run in self.list() if run.state is RunState.RUNNING]
+        await asyncio.to_thread(self._train.sweep)
+        await asyncio.to_thread(self._find_open)
+        unsettled = await asyncio.to_thread(self.unsettled)
+        lost = [run for run in unsettled if run.state is RunState.RUNNING]
         for run in lost:
             _log.warning("run %s was lost with the daemon; attempt %d", run.run_id, run.attempt)
-            await self._change(run.run_id, partial(Run.recover, now_us=self._clock()))
+            await self._change(run.run_id, self._recovery())
         for _ in range(self._concurrency):
             self._workers.append(asyncio.create_task(self._work_forever()))
         self._wake.set()
@@ -123,10 +135,7 @@ class Runs:
         Raises NotFoundError(code="unknown_job"), ValidationError for another `deploy`, and
         ConflictError(code="queue_full").
         """
-        run = self.build(job, trigger=trigger, deploy=deploy)
-        await self._store(run)
-        self.notify()
-        return run
+        return await self._queue(self.build(job, trigger=trigger, deploy=deploy))
 
     async def retry(self, run_id: str, *, trigger: str) -> Run:
         """Queue a new run with job, deploy and interval of one that failed or was cancelled.
@@ -146,7 +155,33 @@ class Runs:
             deploy=old.deploy,
             interval=old.interval,
         )
-        await self._store(run)
+        return await self._queue(run)
+
+    def admit(self, txn: WriteTransaction, runs: Sequence[Run]) -> Sequence[Run]:
+        """Store as many of `runs` as the queue has room for, the first ones, and return those.
+
+        On the writer thread: nobody fills the queue between the look and the entry.  1 ms where a
+        hundred wait.
+        """
+        queued = sum(run.state is RunState.QUEUED for run in self._read_open(txn))
+        admitted = runs[: max(0, QUEUE_MAX - queued)]
+        for run in admitted:
+            self.store(txn, run)
+        return admitted
+
+    def store(self, txn: WriteTransaction, run: Run) -> None:
+        """Store a run's record: every one passes here, so that what is open is known."""
+        txn.put(Table.RUNS, run.run_id.encode(), run.encode())
+        if run.is_open:
+            self._open.add(run.run_id)  # before the commit: too many do no harm
+
+    async def _queue(self, run: Run) -> Run:
+        if not await self._writer.write(partial(self.admit, runs=[run])):
+            raise ConflictError(
+                f"{QUEUE_MAX} runs wait already",
+                code="queue_full",
+                hint="Cancel some: mlpd runs cancel RUN.",
+            )
         self.notify()
         return run
 
@@ -157,39 +192,79 @@ class Runs:
         trigger: str,
         deploy: str | None = None,
         interval: tuple[int, int] | None = None,
+        key: str = "",
     ) -> Run:
-        """Return a new queued run that is not stored yet; raises as `enqueue`."""
+        """Return a new queued run, not stored yet; raises as `enqueue` but for a full queue."""
         spec = self._state.catalog.definitions.job(job)
-        if deploy is not None and deploy not in DEPLOYS:
-            raise ValidationError(
-                f"deploy must be one of {', '.join(DEPLOYS)}; got {deploy!r}", code="invalid_deploy"
-            )
-        queued = sum(run.state is RunState.QUEUED for run in self.list())
-        if queued >= QUEUE_MAX:
-            raise ConflictError(
-                f"{queued} runs wait already",
-                code="queue_full",
-                hint="Cancel some: mlpd runs cancel RUN.",
-            )
+        self._ownership.check_whole("a training run")
+        if deploy is not None:
+            check_deploy(deploy)
         now_us = self._clock()
         stamp = format_time(now_us)[:19].replace("-", "").replace(":", "").replace("T", "-")
         run_id = f"{stamp}-{os.urandom(3).hex()}"
-        return Run(run_id, job, deploy or spec.deploy, trigger, now_us, interval)
+        return Run(run_id, job, deploy or spec.deploy, trigger, now_us, interval, key=key)
+
+    def unsettled(self) -> Sequence[Run]:
+        """Return the runs of which something is left to do, however old they are; in a thread."""
+        with self._environment.snapshot() as snapshot:
+            return [*self._read_open(snapshot)]
+
+    def _find_open(self) -> None:
+        """Read which runs are open; 20 us for each that there ever was, once, in a thread."""
+        with self._environment.snapshot() as snapshot:
+            for _, value in snapshot.scan(Table.RUNS):
+                if (run := Run.decode(value)).is_open:
+                    self._open.add(run.run_id)
+
+    def _read_open(self, reader: Snapshot | WriteTransaction) -> Iterator[Run]:
+        """Yield the open runs as they are stored, and forget those that are open no more.
+
+        What a snapshot shows as settled stays so; in a transaction it may be undone yet.  One that
+        isn't there is forgotten by the writer alone: to others it may be yet to come.
+        """
+        for run_id in list(self._open):
+            value = reader.get(Table.RUNS, run_id.encode())
+            run = None if value is None else Run.decode(value)
+            if run is not None and run.is_open:
+                yield run
+            elif (run is None) is isinstance(reader, WriteTransaction):
+                self._open.discard(run_id)
+
+    def _queued(self) -> Sequence[Run]:
+        return [run for run in self.unsettled() if run.state is RunState.QUEUED]
 
     def notify(self) -> None:
         """Let a worker look at the queue."""
         self._wake.set()
 
     def list(self, limit: int = LISTED_MAX) -> list[Run]:
-        """Return the newest runs, newest first, with the progress of those under way."""
-        found = []
+        """Return the newest runs, newest first, with the progress of those under way.
+
+        In a thread: 1,000 of them take some ms, and 20 and more when they are read for the first
+        time.
+        """
         with self._environment.snapshot() as snapshot:
-            for _, value in snapshot.scan(Table.RUNS, reverse=True):
-                found.append(self._with_progress(Run.decode(value)))
-                if len(found) == limit:
-                    break
+            found = [self._with_progress(run) for run in self._newest(snapshot, limit)]
         # Ids begin with the second; what follows is random.
         return sorted(found, key=lambda run: run.created_us, reverse=True)
+
+    def _newest(
+        self, reader: Snapshot | WriteTransaction, limit: int = LISTED_MAX
+    ) -> Iterator[Run]:
+        """Yield the newest runs as they are stored, by id downwards."""
+        for _, value in islice(reader.scan(Table.RUNS, reverse=True), limit):
+            yield self._decode(value)
+
+    def _decode(self, value: bytes) -> Run:
+        """Return the run of these bytes; what has ended is decoded once."""
+        run = self._ended.get(value)
+        if run is None:
+            run = Run.decode(value)
+            if run.state.finished:
+                if len(self._ended) >= ENDED_MAX:
+                    self._ended.clear()
+                self._ended[value] = run
+        return run
 
     def get(self, run_id: str) -> Run:
         """Return a run; raises NotFoundError(code="unknown_run")."""
@@ -200,6 +275,14 @@ class Runs:
                 f"unknown run {run_id!r}", code="unknown_run", hint="mlpd runs list shows them."
             )
         return self._with_progress(Run.decode(value))
+
+    def undecided(self) -> Sequence[Run]:
+        """Return the runs whose version waits for its shadow, or for its canary; in a thread."""
+        return [run for run in self.unsettled() if run.is_undecided]
+
+    async def conclude(self, run_id: str, result: Mapping[str, Any]) -> None:
+        """Store what became of a succeeded run's version in the end."""
+        await self._change(run_id, partial(dataclasses.replace, result=result))
 
     async def cancel(self, run_id: str) -> Run:
         """Stop a queued or running run; returns once it is cancelled, its processes gone.
@@ -230,10 +313,12 @@ class Runs:
 
     async def _work_forever(self) -> None:
         while True:
-            run = self._next()
+            self._wake.clear()  # before looking: what is queued meanwhile is looked for again
+            run, wait_s = self._next(await asyncio.to_thread(self._queued))
             if run is None:
-                self._wake.clear()
-                await self._wake.wait()
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(wait_s):
+                        await self._wake.wait()
                 continue
             try:
                 await self._run(run)
@@ -241,10 +326,19 @@ class Runs:
                 _log.warning("run %s can't begin: %s", run.run_id, error.message)
                 await asyncio.sleep(STORAGE_RETRY_S)
 
-    def _next(self) -> Run | None:
-        queued = [run for run in self.list() if run.state is RunState.QUEUED]
-        free = (run for run in queued if run.run_id not in self._work)
-        return min(free, key=lambda run: run.created_us, default=None)
+    def _next(self, queued: Sequence[Run]) -> tuple[Run | None, float | None]:
+        """Return the oldest run that may begin, else None and the seconds until one may."""
+        now_us = self._clock()
+        free = [(run.wait_us(now_us), run) for run in queued if run.run_id not in self._work]
+        ready = [run for wait_us, run in free if not wait_us]
+        if len(ready) > 1:
+            self._wake.set()  # another worker may have looked before the second one was there
+        waits = (wait_us / 1e6 for wait_us, _ in free)
+        return min(ready, key=lambda run: run.created_us, default=None), min(waits, default=None)
+
+    def _recovery(self, cause: str = "the daemon ended") -> _Change:
+        chance = random.random()  # noqa: S311
+        return partial(Run.recover, now_us=self._clock(), chance=chance, cause=cause)
 
     async def _run(self, run: Run) -> None:
         work = self._work[run.run_id] = _Work()
@@ -300,34 +394,42 @@ class Runs:
             result = task.result()
             move = partial(Run.move, state=RunState.SUCCEEDED, finished_us=now_us, result=result)
         else:
-            move = _failure(run, error, now_us)
+            move = self._failure(run, error, now_us)
         return lambda stored: move(dataclasses.replace(stored, progress=progress))
 
-    async def _store(self, run: Run) -> None:
-        await self._writer.write(partial(store_run, run=run))
+    def _failure(self, run: Run, error: BaseException, now_us: int) -> _Change:
+        """Return what becomes of a run that ended with `error`."""
+        if isinstance(error, TimeoutError):
+            error = MlpdError(
+                "the run took too long, or was silent for too long, and was stopped",
+                code="run_timeout",
+                hint="See [training] timeout and silence_timeout.",
+            )
+        if not isinstance(error, MlpdError):
+            _log.error("run %s failed", run.run_id, exc_info=error)
+            error = MlpdError(repr(error), code="internal")
+        _log.warning("run %s failed: %s", run.run_id, error.message)
+        if error.code == "child_died":  # killed, not refused: worth another attempt
+            return self._recovery(error.message)
+        return partial(Run.move, state=RunState.FAILED, finished_us=now_us, error=error.to_dict())
 
     async def _change(self, run_id: str, change: _Change) -> Run:
         """Store what `change` makes of the stored run, in one transaction; raises what it does."""
-        return await self._writer.write(partial(_change_run, run_id=run_id, change=change))
+
+        def write(txn: WriteTransaction) -> Run:
+            stored = txn.get(Table.RUNS, run_id.encode())
+            assert stored is not None, run_id  # runs are never deleted
+            before = Run.decode(stored)
+            run = change(before)
+            if run != before:
+                self.store(txn, run)
+            return run
+
+        return await self._writer.write(write)
 
     def _with_progress(self, run: Run) -> Run:
         progress = self._progress.get(run.run_id)
         return run if progress is None else dataclasses.replace(run, progress=progress)
-
-
-def store_run(txn: WriteTransaction, run: Run) -> None:
-    """Store a run's record."""
-    txn.put(Table.RUNS, run.run_id.encode(), run.encode())
-
-
-def _change_run(txn: WriteTransaction, *, run_id: str, change: _Change) -> Run:
-    stored = txn.get(Table.RUNS, run_id.encode())
-    assert stored is not None, run_id  # runs are never deleted
-    before = Run.decode(stored)
-    run = change(before)
-    if run != before:
-        store_run(txn, run)
-    return run
 
 
 def _cancel(run: Run, *, now_us: int, asked: bool) -> Run:
@@ -338,20 +440,3 @@ def _cancel(run: Run, *, now_us: int, asked: bool) -> Run:
     if run.state is RunState.RUNNING or (asked and run.state is RunState.CANCELLED):
         return run
     return run.move(RunState.CANCELLED, finished_us=now_us)
-
-
-def _failure(run: Run, error: BaseException, now_us: int) -> _Change:
-    """Return what becomes of a run that ended with `error`."""
-    if isinstance(error, TimeoutError):
-        error = MlpdError(
-            "the run took too long, or was silent for too long, and was stopped",
-            code="run_timeout",
-            hint="See [training] timeout and silence_timeout.",
-        )
-    if not isinstance(error, MlpdError):
-        _log.error("run %s failed", run.run_id, exc_info=error)
-        error = MlpdError(repr(error), code="internal")
-    _log.warning("run %s failed: %s", run.run_id, error.message)
-    if error.code == "child_died":  # killed, not refused: worth another attempt
-        return partial(Run.recover, now_us=now_us)
-    return partial(Run.move, state=RunState.FAILED, finished_us=now_us, error=error.to_dict())

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgpack
 
-from mlpd.features.catalog import EMPTY_DOCUMENT, Catalog, build_catalog
+from mlpd.features.catalog import EMPTY_DOCUMENT, Catalog, build_catalog, read_state
 from mlpd.storage.environment import Environment
 from mlpd.storage.tables import Table
 from mlpd.storage.transactions import Snapshot, WriteTransaction
@@ -17,7 +17,8 @@ CURRENT_KEY = b"current"
 
 
 VERSION_KEY = b"running"
-"""Row of the DEFINITIONS table that holds the running version alone, u32be."""
+"""Row of the DEFINITIONS table that holds the running version alone, u32be, and from its second
+revision on u32be that."""
 
 RESERVED_KEY = b"reserved"
 """Row of the DEFINITIONS table: u32be, the first view id that no building of a view has taken."""
@@ -49,6 +50,8 @@ class CatalogState:
         version: int,
         view_ids: Mapping[str, int],
         next_view_id: int,
+        revision: int = 0,
+        pinned: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> Catalog:
         """Return a catalog that does not run yet; blocks while new transforms are compiled."""
         return build_catalog(
@@ -58,17 +61,19 @@ class CatalogState:
             next_view_id=next_view_id,
             kernels=self._kernels,
             cache=self._cache,
+            revision=revision,
+            pinned=pinned,
         )
 
-    def restore(self, state: Mapping[str, Any]) -> Catalog:
+    def restore(self, stored: bytes) -> Catalog:
         """Return the catalog of a stored state."""
-        return self.build(**state)
+        return self.build(**read_state(stored))
 
     def load(self, snapshot: Snapshot) -> None:
         """Run the catalog that was applied last; called at start."""
         stored = snapshot.get(Table.DEFINITIONS, CURRENT_KEY)
         if stored is not None:
-            self.catalog = self._at_start = self.restore(msgpack.unpackb(stored))
+            self.catalog = self._at_start = self.restore(stored)
             self._keep(self.catalog)
 
     def catalog_in(self, seen: Snapshot | WriteTransaction) -> Catalog:
@@ -80,13 +85,13 @@ class CatalogState:
         if catalog is None:  # a snapshot that has lived through several applies
             stored = seen.get(_DEFINITIONS, b"v" + version)
             assert stored is not None, f"no definitions of version {version.hex()}"
-            catalog = self.restore(msgpack.unpackb(stored))
+            catalog = self.restore(stored)
         return catalog
 
     def read_catalog(self, snapshot: Snapshot) -> Catalog:
         """Return the catalog that belongs to a snapshot, which is committed: follow it."""
         catalog = self.catalog_in(snapshot)
-        if catalog.version > self.catalog.version:
+        if catalog.key > self.catalog.key:
             self.catalog = catalog
         return catalog
 
@@ -122,4 +127,4 @@ class CatalogState:
 
 
 def _key(catalog: Catalog) -> bytes:
-    return catalog.version.to_bytes(4, "big")
+    return b"".join(n.to_bytes(4, "big") for n in catalog.key[: 2 if catalog.revision else 1])

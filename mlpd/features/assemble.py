@@ -5,9 +5,10 @@ transforms read and write it in place.  Online reads and offline joins fill the 
 vector is put together by one piece of code.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +18,10 @@ from mlpd.core.convert import column_of
 from mlpd.core.errors import ValidationError
 from mlpd.core.specs import Closure, EntitySpec, ViewSpec
 from mlpd.features.block import Block
+from mlpd.features.kernels import FeatureKernels
 from mlpd.features.latest import LatestPlan, LatestQuery
+from mlpd.features.lists import ListPlan
+from mlpd.features.reading import Place, Source, ViewReader
 from mlpd.features.transforms import TransformSet
 from mlpd.features.view import ViewPlan
 from mlpd.features.windows import WindowPlan, WindowQuery
@@ -49,6 +53,8 @@ class WindowPart(ViewPart):
 
     plan: WindowPlan
     query: WindowQuery
+    extra: slice
+    """Rows of the values of its lists, behind one another for all views of a frame."""
 
 
 class EntityParts:
@@ -65,7 +71,34 @@ class EntityParts:
         mine = [part for part in windows if part.view.entity.name == entity.name]
         self.windows = sorted(mine, key=lambda part: part.query.needs_older)
         self.split = sum(part.query.needs_older for part in self.windows)
-        self.view_ids = [part.view.view_id for part in (*self.latest, *self.windows)]
+        self.parts: list[LatestPart | WindowPart] = [*self.latest, *self.windows]
+        self.view_ids = [part.view.view_id for part in self.parts]
+        self._cuts = [part for part in self.latest if part.plan.has_texts]
+
+    def fixed(self, values: list[bytes | None]) -> list[bytes | None]:
+        """Return the views' values, as many of each, with rows of texts cut to what kernels read.
+
+        0.1 us unless there are any.
+        """
+        if not self._cuts:
+            return values
+        entities = len(values) // len(self.parts)
+        found = [*values]
+        for part in self._cuts:
+            start = self.parts.index(part) * entities
+            found[start : start + entities] = part.plan.fixed(values[start : start + entities])
+        return found
+
+    def places(self, group: int, latest: Sequence[LatestPart]) -> Iterator[tuple[Source, Place]]:
+        """Yield for every view what its reader needs; `latest`: those of all entities in order."""
+        for value, part in enumerate(self.parts):
+            older = value - len(self.parts) + self.split
+            if isinstance(part, LatestPart):
+                place = Place(group, value, row=part.rows.start, event_row=latest.index(part))
+            else:
+                extra = part.extra.start
+                place = Place(group, value, max(older, -1), part.rows.start, extra_row=extra)
+            yield part.query.source, place
 
 
 class FrameLayout:
@@ -73,11 +106,18 @@ class FrameLayout:
 
     The block has the features of latest-value views first (`latest`), those of window views
     (`windows`), key columns, request fields and transforms.  `entities`: the views by entity.
-    `vector`: the row of each element of the service's vector, in its order.  `dtypes`: of all rows.
+    The first `view_rows` are those of views, of them the first `with_state` have a status of their
+    own.  `vector`: the row of each element of the service's vector, in its order.  `dtypes`: of
+    all rows.  `lists`: how the vector's values become Python lists.  `reader` fills the rows of
+    views, those of `parts` in this order, and `extra_rows` with the values of their lists.
     """
 
     def __init__(
-        self, closure: Closure, views: Mapping[str, ViewPlan], transforms: TransformSet
+        self,
+        closure: Closure,
+        views: Mapping[str, ViewPlan],
+        transforms: TransformSet,
+        kernels: FeatureKernels,
     ) -> None:
         self._closure, self._transforms = closure, transforms
         rows = _Rows()
@@ -87,43 +127,63 @@ class FrameLayout:
             for view, features in read
             if isinstance(plan := view.plan, LatestPlan)
         ]
-        self._with_state = len(rows)
+        self.with_state = len(rows)
         self.windows = [
-            WindowPart(view, features, rows.add(view, features), plan, plan.query(features))
+            WindowPart(view, features, rows.add(view, features), plan, query, rows.reserve(query))
             for view, features in read
             if isinstance(plan := view.plan, WindowPlan)
+            for query in (plan.query(features),)
         ]
+        self.view_rows, self.extra_rows = len(rows), rows.extra_rows
         self._defaults = [
-            (rows[f"{part.view.view.name}.{feature}"], _word(part.view.view, feature))
+            (rows[f"{part.view.view.name}.{feature}"], _default(part.view.view, feature))
             for part in self.windows
             for feature in part.features
             if part.view.view.defaults.get(feature) is not None
         ]
         entities = (EntityParts(e, self.latest, self.windows) for e in closure.entities)
         self.entities = [parts for parts in entities if parts.view_ids]
+        self.parts = [part for parts in self.entities for part in parts.parts]
+        self.reader = ViewReader(
+            kernels.read_views,
+            [
+                place
+                for group, parts in enumerate(self.entities)
+                for place in parts.places(group, self.latest)
+            ],
+        )
+        self.has_texts = any(part.query.texts for part in self.latest)
         keys, request = closure.key_columns, closure.service.request
         self._given = [
             *((name, rows.put(name, dtype), dtype) for name, dtype in keys.items()),
             *((name, rows.put(f"request.{name}", dtype), dtype) for name, dtype in request.items()),
         ]
-        self._steps = [
-            (t.name, np.array([*(rows[ref] for _, ref in t.inputs), rows.put(t.name, t.output)]))
+        self._steps = transforms.steps(
+            (t.name, [*(rows[ref] for _, ref in t.inputs), rows.put(t.name, t.output)])
             for t in closure.transforms
-        ]
+        )
         self.dtypes = tuple(rows.dtypes)
+        self._unread = frozenset(keys) - frozenset(closure.service.features)
+        self._unread -= {ref for t in closure.transforms for _, ref in t.inputs}
         self.vector = {name: rows[name] for name in closure.service.features}
         self.vector |= {name: rows[f"request.{name}"] for name in request}
+        self.lists = ListPlan(self.vector, self.dtypes)
 
-    def begin(self, given: Mapping[str, Column]) -> Block:
+    def begin(self, given: Mapping[str, Column], *, rows: int | None = None) -> Block:
         """Return a block with the key columns and request fields `given`, of equal lengths.
 
-        Raises ValidationError unless they are all there, typed.
+        Raises ValidationError unless they are all there, typed.  `rows`: their length; key columns
+        that stand in no answer are then left alone.
         """
-        block = Block.empty(len(self.dtypes), height(given), with_state=self._with_state)
+        n = height(given) if rows is None else rows
+        block = Block.empty(len(self.dtypes), n, with_state=self.with_state)
         for name, row, dtype in self._given:
+            if rows is not None and name in self._unread:
+                continue
             column = given.get(name)
             if column is None or column.dtype is not dtype:
-                raise wrong_given(self._closure, name, column)
+                found = None if column is None else column.dtype
+                raise wrong_given(self._closure, name, found)
             block.put(row, column)
         return block
 
@@ -132,7 +192,7 @@ class FrameLayout:
 
         `event_us`: per latest-value view the event time behind each row.
         """
-        nulls = {row: _fill_nulls(block, row, word) for row, word in self._defaults}
+        nulls = {row: _fill_nulls(block, row, default) for row, default in self._defaults}
         self._transforms.run(self._steps, block)
         return FeatureFrame(self, block, event_us, nulls)
 
@@ -169,11 +229,24 @@ class FeatureFrame:
 
         PRESENT or NULL by its validity, unless its view knows better.
         """
+        status = self._status()
+        return {name: status[row] for name, row in self.layout.vector.items()}
+
+    def value_lists(self) -> dict[str, list[Any]]:
+        """Return the columns as Python values, None where null; see `ListPlan.values`."""
+        return self.layout.lists.values(self.block)
+
+    def status_lists(self) -> dict[str, list[int]]:
+        """Return the statuses as Python values."""
+        return self.layout.lists.statuses(self._status())
+
+    def _status(self) -> NDArray[np.uint8]:
+        """Return the status of every value in the block, uint8 [k, n]."""
         status = (~self.block.valid).view(np.uint8)
         status[: len(self.block.state)] = self.block.state
         for row, null in self.nulls.items():
             status[row] = null
-        return {name: status[row] for name, row in self.layout.vector.items()}
+        return status
 
     def take(self, index: NDArray[np.int64]) -> "FeatureFrame":
         """Return the rows that `index` selects."""
@@ -182,22 +255,12 @@ class FeatureFrame:
         return FeatureFrame(self.layout, self.block.take(index), event_us, nulls)
 
 
-def check_given(closure: Closure, given: Mapping[str, Column]) -> None:
-    """Raise ValidationError unless `given` holds every key column and request field, typed."""
-    for name, dtype in {**closure.key_columns, **closure.service.request}.items():
-        column = given.get(name)
-        if column is None or column.dtype is not dtype:
-            raise wrong_given(closure, name, column)
-
-
-def wrong_given(closure: Closure, name: str, column: Column | None) -> ValidationError:
+def wrong_given(closure: Closure, name: str, found: DType | None) -> ValidationError:
     """Return the error for a key column or request field that is missing or of a wrong type."""
     keys, request = closure.key_columns, closure.service.request
     kind, dtype = ("entity key", keys[name]) if name in keys else ("request field", request[name])
-    if column is not None:
-        return ValidationError(
-            f"{kind} {name!r} takes {dtype}, got {column.dtype}", code="wrong_type"
-        )
+    if found is not None:
+        return ValidationError(f"{kind} {name!r} takes {dtype}, got {found}", code="wrong_type")
     return ValidationError(
         f"service {closure.service.name!r} needs the {kind} {name!r} ({dtype})",
         code=f"missing_{kind.replace(' ', '_')}",
@@ -205,17 +268,17 @@ def wrong_given(closure: Closure, name: str, column: Column | None) -> Validatio
     )
 
 
-def _word(view: ViewSpec, feature: str) -> int:
-    """Return the word of a window feature's default: a number."""
+def _default(view: ViewSpec, feature: str) -> int | bytes:
+    """Return a window feature's default: the word of a number, a packed list."""
     block, dtype = Block.empty(1, 1, with_state=0), view.features[feature]
     block.put(0, column_of(dtype, [view.defaults[feature]]))
-    return int(block.words[0, 0])
+    return bytes(block.texts[0][0]) if block.texts else int(block.words[0, 0])
 
 
-def _fill_nulls(block: Block, row: int, word: int) -> NDArray[np.bool_]:
-    """Set a row's nulls to `word`; return where they were."""
+def _fill_nulls(block: Block, row: int, default: int | bytes) -> NDArray[np.bool_]:
+    """Set a row's nulls to `default`; return where they were."""
     null: NDArray[np.bool_] = ~block.valid[row]
-    block.words[row, null] = word
+    block.texts.get(row, block.words[row])[null] = default
     block.valid[row] = True
     return null
 
@@ -226,6 +289,7 @@ class _Rows(dict[str, int]):
     def __init__(self) -> None:
         super().__init__()
         self.dtypes: list[DType] = []
+        self.extra_rows = 0
 
     def put(self, name: str, dtype: DType) -> int:
         self[name] = len(self.dtypes)
@@ -237,3 +301,9 @@ class _Rows(dict[str, int]):
         for feature in features:
             self.put(f"{view.view.name}.{feature}", view.view.features[feature])
         return slice(start, len(self.dtypes))
+
+    def reserve(self, query: WindowQuery) -> slice:
+        """Return the rows for the values of a view's lists."""
+        start = self.extra_rows
+        self.extra_rows += query.source.width - query.source.features
+        return slice(start, self.extra_rows)

@@ -13,7 +13,7 @@ sliding-window aggregation in worst-case constant time", DEBS 2017, whose two st
 
 # ruff: noqa: PLR0913, PLR0917  a kernel's arguments are flat arrays
 
-from mlpd.core.kernels import device
+from mlpd.core.kernels import device, routine
 from mlpd.features.state_kernel import (
     ALWAYS,
     EMPTY_AT,
@@ -40,14 +40,15 @@ from mlpd.features.state_kernel import (
 )
 from mlpd.features.tile_kernel import (
     ABSENT,
-    F8,
-    I8,
+    LAST_N,
     STREAM_WIDTH,
-    U1,
-    copy_words,
     finish,
+    finish_list,
+    has_summaries,
+    merge_summaries,
     merge_tile,
 )
+from mlpd.features.words import F8, I8, U1, copy_words
 
 WINDOWS, QUERY_MERGES_AT = range(2)
 """Head of a query; its merge list has only what its outputs need."""
@@ -56,9 +57,10 @@ RESOLUTION, WIDTH_US, STRIDE, FOLDS_AT, OUTPUTS_AT, OUTPUTS_END = range(6)
 """Then per window: pivots are multiples of STRIDE; FOLDS_AT is the place of its folds in `work`, a
 head and one for each place of a tile; its outputs are `query[OUTPUTS_AT:OUTPUTS_END]`."""
 WINDOW_WIDTH = 6
-FUNCTION, STREAM, COLUMN = range(3)
-"""An output: the aggregate's function, its stream in the plan, its column."""
-OUTPUT_WIDTH = 3
+FUNCTION, STREAM, COLUMN, ELEMENTS = range(4)
+"""An output: the aggregate's function, its stream in the plan, its column; of a list, whose column
+is its length, the first column of its values."""
+OUTPUT_WIDTH = 4
 
 PIVOT, SPLIT, FOLD_START, FOLD_END, OLDEST, OLDEST_FROM_US, OLDEST_UNTIL_US, PLACE = range(8)
 """Head of a window's folds: the pivot's index, the place of the first tile from it on (counted in
@@ -101,6 +103,29 @@ def fold_stored(
             copy_words(work, tile, recent, first + (position - before) * size, size)
         merge_tile(query, query[QUERY_MERGES_AT], work, work_f, to, work, work_f, tile)
     merge_tile(query, query[QUERY_MERGES_AT], work, work_f, result, work, work_f, other)
+    if has_summaries(query, query[QUERY_MERGES_AT]):
+        _fold_summaries(
+            plan, query, recent, first, older, older_first, before, start, middle, before + newer,
+            work, work_f,
+        )  # fmt: skip
+
+
+@routine
+def _fold_summaries(
+    plan: I8, query: I8, recent: I8, first: int, older: I8, older_first: int, before: int,
+    start: int, middle: int, end: int, work: I8, work_f: F8,
+) -> None:  # fmt: skip
+    """Put the summaries of stored tiles together, in the order of `fold_stored`."""
+    merges, size = query[QUERY_MERGES_AT], plan[TILE_WORDS]
+    result, other, tile = plan[RESULT_AT], plan[OTHER_AT], plan[EVENT_AT]
+    for i in range(start, end):
+        to, position = (result, middle - 1 - (i - start)) if i < middle else (other, i)
+        if position < before:
+            copy_words(work, tile, older, older_first + position * size, size)
+        else:
+            copy_words(work, tile, recent, first + (position - before) * size, size)
+        merge_summaries(query, merges, work, work_f, to, work, work_f, tile)
+    merge_summaries(query, merges, work, work_f, result, work, work_f, other)
 
 
 @device
@@ -158,6 +183,8 @@ def _fold_work(plan: I8, query: I8, spec: int, work: I8, work_f: F8, t_us: int) 
                 base = folds + start * size
         copy_words(work, to, work, base, size)
         merge_tile(query, query[QUERY_MERGES_AT], work, work_f, to, work, work_f, tile)
+        if has_summaries(query, query[QUERY_MERGES_AT]):
+            merge_summaries(query, query[QUERY_MERGES_AT], work, work_f, to, work, work_f, tile)
 
 
 @device
@@ -212,9 +239,12 @@ def finish_window(
     for output in range(query[spec + OUTPUTS_AT], query[spec + OUTPUTS_END], OUTPUT_WIDTH):
         at = to + query[output + COLUMN]
         stream = plan[STREAMS_AT] + query[output + STREAM] * STREAM_WIDTH
-        present[at] = finish(
-            plan, stream, query[output + FUNCTION], work, work_f, plan[RESULT_AT], out, out_f, at
-        )
+        function, result = query[output + FUNCTION], plan[RESULT_AT]
+        if function < LAST_N:
+            present[at] = finish(plan, stream, function, work, work_f, result, out, out_f, at)
+        else:
+            elements = to + query[output + ELEMENTS]
+            present[at] = finish_list(plan, stream, function, work, result, out, at, elements)
 
 
 @device

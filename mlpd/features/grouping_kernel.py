@@ -1,7 +1,7 @@
 """Rows grouped by the code of their entity: a stable counting sort."""
 
 from mlpd.core.kernels import device
-from mlpd.features.tile_kernel import I8
+from mlpd.features.words import I8
 
 
 @device

@@ -5,7 +5,7 @@ part of a group commit: log record, latest rows and window tiles are on disk tog
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -15,19 +15,26 @@ from mlpd.core.columns import Column, Columns, DType
 from mlpd.core.convert import column_of
 from mlpd.core.errors import MlpdError, TooLargeError, ValidationError
 from mlpd.core.keys import online_keys
+from mlpd.core.mask import mask
 from mlpd.core.specs import EntitySpec, SourceSpec
 from mlpd.core.time import MINUTE_US
 from mlpd.features.catalog import ViewPlan
-from mlpd.features.entities import entity_codes
-from mlpd.features.latest import LatestPlan
+from mlpd.features.entities import entity_codes, only_counting, only_owned
+from mlpd.features.event_ids import missing_ids
+from mlpd.features.latest import LatestPlan, empty_column
 from mlpd.features.stamps import Stamps
+from mlpd.features.tombstones import DELETED, deleted_rows, mark_deleted
 from mlpd.features.windows import WindowInputs, WindowPlan
+from mlpd.storage.lineage import Lineage
 from mlpd.storage.tables import Table
 from mlpd.storage.transactions import WriteTransaction
 
 MAX_BATCH_ROWS = 100_000
 MAX_SKEW_US = 5 * MINUTE_US
 """A producer's clock may be ahead by this much: the event time is then set to the arrival time."""
+
+SAMPLES_MAX = 5
+"""Refused rows of one batch of which a sample is made."""
 
 KNOWN_AT = "known_at"
 """Reserved column of imports and replays: when each row became known."""
@@ -38,11 +45,13 @@ ORIGINAL_EVENT_TIME = "__original_event_time"
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Rows of one source, checked.
+    """Rows of one source, checked: `columns` of its schema, and DELETED if one is a tombstone.
 
     `event_us`: int64 [n].  `known_us`: int64 [n], or None for "at arrival".  `rejected`: one
     `{"index", "code", "message", "hint"}` per refused row; indexes are those of the request.
-    `clamped`: rows whose event time lay after their `known_us` and was set to it.
+    `clamped`: rows whose event time lay after their `known_us` and was set to it.  `samples`: codes
+    of the first refused rows with their masked values by column.  `size_bytes`: about what all of
+    it takes, as it was checked.
     """
 
     source: SourceSpec
@@ -51,11 +60,28 @@ class Batch:
     known_us: NDArray[np.int64] | None
     rejected: list[dict[str, Any]] = field(default_factory=list)
     clamped: int = 0
+    samples: Sequence[tuple[str, dict[str, str]]] = ()
+    size_bytes: int = 0
 
     @property
     def rows(self) -> int:
         """Number of accepted rows."""
         return len(self.event_us)
+
+    def take(self, index: NDArray[np.int64]) -> "Batch":
+        """Return the accepted rows that `index` selects, with all that were refused."""
+        columns = {name: column.take(index) for name, column in self.columns.items()}
+        event_us, original = self.event_us[index], columns.get(ORIGINAL_EVENT_TIME)
+        return Batch(
+            self.source,
+            mark_deleted(columns, deleted_rows(columns)),
+            event_us,
+            None if self.known_us is None else self.known_us[index],
+            self.rejected,
+            0 if original is None else int((original.values != event_us).sum()),
+            self.samples,
+            self.size_bytes,
+        )
 
 
 def parse_batch(
@@ -67,9 +93,10 @@ def parse_batch(
 ) -> Batch:
     """Return the checked batch of `columns` (Python values or typed columns, equal lengths).
 
-    The columns are the source's timestamp, its schema (absent ones are null) and, for imports,
-    `known_at`.  Wrong rows are refused one by one, unless `all_or_nothing`, which raises the first
-    one's error.  Raises ValidationError for unknown or unequal columns.
+    The columns are the source's timestamp, its schema (absent ones are null), for imports
+    `known_at`, and DELETED where rows are tombstones.  Wrong rows are refused one by one, unless
+    `all_or_nothing`, which raises the first one's error.  Raises ValidationError for unknown or
+    unequal columns.
     """
     n = _check_shape(source, columns)
     try:
@@ -78,7 +105,18 @@ def parse_batch(
         if all_or_nothing:
             raise
     good, rejected = _sift(source, columns, n, now_us)
-    return _convert(source, columns, good, rejected, now_us)
+    samples = [_sample(columns, row) for row in rejected[:SAMPLES_MAX]]
+    return replace(_convert(source, columns, good, rejected, now_us), samples=samples)
+
+
+def wire_types(source: SourceSpec) -> dict[str, DType]:
+    """Return the columns that rows of a source may have, with their types."""
+    return {
+        source.timestamp: DType.TIMESTAMP,
+        KNOWN_AT: DType.TIMESTAMP,
+        DELETED: DType.BOOL,
+        **source.schema,
+    }
 
 
 def rows_to_columns(source: SourceSpec, rows: Sequence[Any]) -> dict[str, list[Any]]:
@@ -96,23 +134,41 @@ def rows_to_columns(source: SourceSpec, rows: Sequence[Any]) -> dict[str, list[A
     return {name: [row.get(name) for row in rows] for name in names}
 
 
+def conform(columns: Columns, schema: Mapping[str, DType], n: int) -> Columns:
+    """Return `columns` in the form of `schema`: those not there are null, others are dropped.
+
+    Marks of tombstones stay.
+    """
+    found = {name: columns.get(name) or empty_column(dtype, n) for name, dtype in schema.items()}
+    return mark_deleted(found, deleted_rows(columns))
+
+
 def apply_batch(
     txn: WriteTransaction,
     views: Sequence[ViewPlan],
     columns: Columns,
     stamps: Stamps,
     newest_known_us: int,
+    owned: bytes | None = None,
+    lineage: Lineage | None = None,
 ) -> None:
     """Update the rows and tiles of `views` with a batch already in the log.
 
+    `columns`: of the source's schema, and DELETED where there are tombstones; windows pass these
+    over.  `owned`: per slot 1 if its entities are ours, 0 if they are passed over; None for all.
+    `lineage`: for rows that came before, for which slots they count.
     Cost: one get and one put per touched entity and view, about 15 us each.
     """
-    rows = _Rows(columns, stamps)
+    rows = living = _Rows(columns, stamps, owned, lineage)
+    deleted = deleted_rows(columns)
+    if deleted is not None:
+        kept = {name: column.take(~deleted) for name, column in columns.items()}
+        living = _Rows(kept, stamps.take(~deleted), owned, lineage)
     for plan in views:
         if isinstance(plan.plan, LatestPlan):
             _apply_latest(txn, plan.view_id, plan.plan, rows.of(plan.entity))
         else:
-            keyed, inputs = rows.of(plan.entity), rows.inputs(plan.entity, plan.plan)
+            keyed, inputs = living.of(plan.entity), living.inputs(plan.entity, plan.plan)
             _apply_window(txn, plan.view_id, plan.plan, keyed, inputs, newest_known_us)
 
 
@@ -133,15 +189,18 @@ class _Keyed:
 class _Rows:
     """A batch as views see it; what several views share is made once."""
 
-    def __init__(self, columns: Columns, stamps: Stamps) -> None:
+    def __init__(
+        self, columns: Columns, stamps: Stamps, owned: bytes | None, lineage: Lineage | None
+    ) -> None:
         self._columns, self._stamps = columns, stamps
-        self._keyed: dict[str, _Keyed] = {}
+        self._owned, self._lineage = owned, lineage
+        self._keyed: dict[EntitySpec, _Keyed] = {}
         self._inputs: dict[object, WindowInputs] = {}
 
     def of(self, entity: EntitySpec) -> _Keyed:
-        keyed = self._keyed.get(entity.name)
+        keyed = self._keyed.get(entity)
         if keyed is None:
-            keyed = self._keyed[entity.name] = self._key(entity)
+            keyed = self._keyed[entity] = self._key(entity)
         return keyed
 
     def inputs(self, entity: EntitySpec, plan: WindowPlan) -> WindowInputs:
@@ -153,6 +212,11 @@ class _Rows:
 
     def _key(self, entity: EntitySpec) -> _Keyed:
         entities, codes = entity_codes(entity, self._columns)
+        if self._owned is not None:
+            entities, codes = only_owned(entities, codes, self._owned)
+        if self._lineage is not None:
+            sequences = self._stamps.sequences
+            entities, codes = only_counting(entities, codes, sequences, self._lineage)
         if not len(codes) or int(codes.min()) >= 0:
             return _Keyed(entities, codes, self._columns, self._stamps, None)
         kept = np.flatnonzero(codes >= 0)
@@ -196,7 +260,7 @@ def _put_all(txn: WriteTransaction, keys: Sequence[bytes], updated: Sequence[byt
 
 
 def _check_shape(source: SourceSpec, columns: Mapping[str, Sequence[Any] | Column]) -> int:
-    known = {source.timestamp, KNOWN_AT, *source.schema}
+    known = wire_types(source)
     for name in columns:
         if name not in known:
             raise ValidationError(
@@ -242,11 +306,24 @@ def _convert(
     converted = {
         name: _column(dtype, name, columns, index) for name, dtype in source.schema.items()
     }
+    if source.event_id is not None:
+        missing = missing_ids(source, converted)
+        _refuse(~missing, "has no event id", "missing_event_id", source.event_id)
+    if DELETED in columns:
+        mark = {DELETED: _column(DType.BOOL, DELETED, columns, index)}
+        converted = mark_deleted(converted, deleted_rows(mark))
     clamped = 0
     if known_us is not None:
         clamped = int((event_us > known_us).sum())
         event_us = _clamp(event_us, known_us, converted)
-    return Batch(source, converted, event_us, known_us, rejected, clamped)
+    size_bytes = 2 * event_us.nbytes + sum(map(_size_bytes, converted.values()))
+    return Batch(source, converted, event_us, known_us, rejected, clamped, size_bytes=size_bytes)
+
+
+def _size_bytes(column: Column) -> int:
+    """Return about what a column takes; 50 ns per text or list."""
+    texts = 0 if column.dtype.is_numeric else sum(map(len, column.values.tolist()))
+    return column.values.nbytes + texts
 
 
 def _known_times(
@@ -309,6 +386,7 @@ def _refuse(ok: NDArray[np.bool_], reason: str, code: str, name: str) -> None:
 
 _HINTS = {
     "missing_timestamp": "Every event needs its time.",
+    "missing_event_id": "Its source tells events apart by it; send one that a retry repeats.",
     "missing_known_at": "Bring known_at for every row, or declare the source's delay.",
     "future_event": "Event times may run at most 5 minutes ahead; check the producer's clock.",
     "future_known_at": "known_at is for history: it must not lie after the daemon's clock.",
@@ -335,6 +413,20 @@ def _sift(
             middle = (start + stop) // 2
             pending += [(middle, stop), (start, middle)]
     return np.array(good, np.int64), rejected
+
+
+def _sample(
+    columns: Mapping[str, Sequence[Any] | Column], rejected: Mapping[str, Any]
+) -> tuple[str, dict[str, str]]:
+    """Return a refused row's code and the form of its values, those that are null left out."""
+    row = {name: _value_at(values, rejected["index"]) for name, values in columns.items()}
+    return rejected["code"], {name: mask(value) for name, value in row.items() if value is not None}
+
+
+def _value_at(values: Sequence[Any] | Column, index: int) -> Any:
+    if isinstance(values, Column):
+        return values.take(np.array([index])).to_list()[0]
+    return values[index]
 
 
 _REFUSAL = ("code", "message", "hint")

@@ -1,4 +1,4 @@
-"""The cells of latest-value views: one kernel each for online reads and joins, one rule for both.
+"""The cells of latest-value views: one rule for online reads and joins.
 
 A cell is a value with its validity and its `Status`.  A feature's cells lie side by side: that of
 feature f and row r is number `f * rows + r`.
@@ -6,82 +6,52 @@ feature f and row r is number `f * rows + r`.
 
 # ruff: noqa: PLR0913, PLR0917  a kernel's arguments are flat arrays
 
-from typing import TypeAlias
-
-import numpy as np
-from numpy.typing import NDArray
-
 from mlpd.core.kernels import device, kernel
-
-I8: TypeAlias = NDArray[np.int64]
-U1: TypeAlias = NDArray[np.uint8]
+from mlpd.features.words import I8, U1
 
 PRESENT, NULL, MISSING, STALE = range(4)
 """The values of `Status`."""
 EVENT_WORD = 1
 """Word of a row's fixed section with its event time; word 0 is never 0 (docs/formats/rows.md)."""
-WORD, NULL_WORD, NULL_BIT = range(3)
-"""Where a feature is in the fixed section: its word, the word and the bit that mark it as null."""
-PLACE_WIDTH = 3
+TOMBSTONE = 1
+"""Bit of a row's flags, the upper half of word 0: its entity was deleted."""
+FLAGS_SHIFT = 32
+WORD, NULL_WORD, NULL_BIT, DEFAULT, HAS_DEFAULT = range(5)
+"""A feature in a query: its word in the fixed section, the word and the bit that mark it as null,
+and what stands in for a value that isn't there."""
+FEATURE_WIDTH = 5
+ELSEWHERE = -1
+"""Default of a text: it is none of the row's, which lie at places of 0 and above."""
 
 
-@kernel("const i8[], const i8[], const i8[], const u1[], i8, i8, i8[], u1[], u1[], i8[]")
-def read_rows(
-    fixed: I8, places: I8, defaults: I8, has_default: U1, t_us: int, ttl_us: int,
-    words: I8, valid: U1, state: U1, event_us: I8,
-) -> None:  # fmt: skip
-    """Decode the cells of rows' fixed sections, as of `t_us`; a section of zeros is no row.
-
-    `places`: three per feature.  `defaults`, `has_default`: one per feature.  `ttl_us`: an age
-    above it is stale.  Writes the cells and, per row, its event time.
-    """
-    rows, features = len(event_us), len(defaults)
-    width = len(fixed) // max(rows, 1)
-    for row in range(rows):
-        first = row * width
-        event_us[row] = fixed[first + EVENT_WORD]
-        known = _row_status(fixed[first] == 0, t_us - event_us[row], ttl_us)
-        for feature in range(features):
-            place, cell = feature * PLACE_WIDTH, feature * rows + row
-            words[cell] = fixed[first + places[place + WORD]]
-            null = fixed[first + places[place + NULL_WORD]] >> places[place + NULL_BIT] & 1
-            _settle(known, null, defaults[feature], has_default[feature], words, valid, state, cell)
-
-
-@kernel("const u1[], const i8[], const i8[], const u1[], i8, i8[], u1[], u1[]")
+@kernel("const i8[], const u1[], const i8[], i8, i8, i8[], u1[], u1[]")
 def settle_rows(
-    missing: U1, age_us: I8, defaults: I8, has_default: U1, ttl_us: int,
+    query: I8, missing: U1, age_us: I8, ttl_us: int, keep_stale: int,
     words: I8, valid: U1, state: U1,
 ) -> None:  # fmt: skip
-    """Give cells with values and validity their status, as `read_rows` does.
+    """Give cells with values and validity their status, as an online read does.
 
-    `missing`: 1 for a row that isn't there.  `age_us`: of the others.
+    `missing`: 1 for a row that isn't there.  `age_us`: of the others; above `ttl_us` it is stale.
+    `keep_stale`: 1 for values that stay all the same.
     """
     rows = len(missing)
-    for feature in range(len(defaults)):
+    for feature in range(len(query) // FEATURE_WIDTH):
         for row in range(rows):
             cell = feature * rows + row
-            known = _row_status(missing[row] != 0, age_us[row], ttl_us)
-            null = 1 - valid[cell]
-            _settle(known, null, defaults[feature], has_default[feature], words, valid, state, cell)
+            settle(
+                query, feature * FEATURE_WIDTH, missing[row] != 0, age_us[row], ttl_us, keep_stale,
+                1 - valid[cell], words, valid, state, cell,
+            )  # fmt: skip
 
 
 @device
-def _row_status(is_missing: bool, age_us: int, ttl_us: int) -> int:
-    if is_missing:
-        return MISSING
-    return STALE if age_us > ttl_us else PRESENT
-
-
-@device
-def _settle(
-    row_status: int, null: int, default: int, has_default: int,
+def settle(
+    query: I8, at: int, is_missing: bool, age_us: int, ttl_us: int, keep_stale: int, null: int,
     words: I8, valid: U1, state: U1, cell: int,
 ) -> None:  # fmt: skip
-    """Set a cell's status; what isn't PRESENT becomes null, or the feature's default."""
-    status = null if row_status == PRESENT else row_status
-    state[cell] = status
+    """Set the status of the cell of feature `query[at:]`; what isn't there becomes its default."""
+    state[cell] = MISSING if is_missing else STALE if age_us > ttl_us else null
     valid[cell] = 1
-    if status != PRESENT:
-        words[cell] = default
-        valid[cell] = has_default
+    if is_missing or null != 0 or (age_us > ttl_us and keep_stale == 0):
+        words[cell] = query[at + DEFAULT]
+        valid[cell] = query[at + HAS_DEFAULT]

@@ -6,33 +6,52 @@ sees the events with known_time <= t (`as_known`), those with a sequence up to i
 Height and order of the result are the spine's.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mlpd.core.columns import Column, Columns
-from mlpd.core.specs import Closure
+from mlpd.core.columns import Column, DType
+from mlpd.core.routing import key_slots
+from mlpd.core.specs import Closure, EntitySpec
 from mlpd.features.assemble import FeatureFrame, FrameLayout, LatestPart, ViewPart, WindowPart
 from mlpd.features.block import Block
 from mlpd.features.catalog import Catalog
-from mlpd.features.entities import shared_codes
+from mlpd.features.key_codes import shared_codes
 from mlpd.features.latest import LatestPlan, empty_column
-from mlpd.features.stamps import Stamps
+from mlpd.features.stamps import Stamps, stamps_of
+from mlpd.features.tombstones import DELETED, deleted_rows
+from mlpd.features.winners import Closed, Mode, find_winners
+from mlpd.storage.frames import FrameColumns, from_series, series_of
+from mlpd.storage.lineage import Lineage
 
-Mode = Literal["as_known", "as_corrected", "as_of_sequence"]
+if TYPE_CHECKING:
+    import polars as pl
+
+__all__ = ["Closed", "Events", "JoinOptions", "LoadEvents", "Mode", "Spine", "join_history"]
+
 Codes = tuple[NDArray[np.int64], NDArray[np.int64]]
 """Codes of the entities of all events, and of all spine rows; -1 is none."""
 
 
 @dataclass(frozen=True, slots=True)
 class Events:
-    """All events of a source in sequence order: `columns` of its schema, and their stamps."""
+    """All events of a source, in any order: `columns` of its schema, and their stamps.
 
-    columns: Columns
+    DELETED is among the columns where there are tombstones.
+    """
+
+    columns: Mapping[str, Column]
     stamps: Stamps
+
+    @classmethod
+    def of(cls, frame: "pl.DataFrame", schema: Mapping[str, DType]) -> Self:
+        """Return the events of a frame that has stamps, the columns of `schema`, and DELETED."""
+        whole = frame.rechunk()
+        types = dict(schema) if whole[DELETED].is_null().all() else {**schema, DELETED: DType.BOOL}
+        return cls(FrameColumns(whole, types), stamps_of(whole))
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +66,33 @@ class Spine:
     t_us: NDArray[np.int64]
     sequences: NDArray[np.int64] | None = None
 
+    def __len__(self) -> int:
+        return len(self.t_us)
+
+    def take(self, index: slice | NDArray[np.int64]) -> "Spine":
+        """Return the rows that `index` selects."""
+        given, sequences = self.given, self.sequences
+        if isinstance(given, FrameColumns):
+            taken: Mapping[str, Column] = given.take(index)
+        else:
+            taken = {name: column.take(index) for name, column in given.items()}
+        return Spine(taken, self.t_us[index], None if sequences is None else sequences[index])
+
+
+@dataclass(frozen=True, slots=True)
+class JoinOptions:
+    """How a join looks at events.
+
+    `closed`: whether latest-value views show events of a row's own time; windows declare it.
+    `keep_stale`: values older than their ttl stay, with the status STALE.  `lineage`: for which
+    slots events count.
+    """
+
+    mode: Mode = "as_known"
+    closed: Closed = "right"
+    keep_stale: bool = False
+    lineage: Lineage | None = None
+
 
 LoadEvents = Callable[[str, tuple[str, ...]], Events]
 """Loads the events of a source with the columns that are needed."""
@@ -57,43 +103,74 @@ def join_history(
     closure: Closure,
     spine: Spine,
     load: LoadEvents,
-    *,
-    mode: Mode,
-    keep_stale: bool = False,
+    options: JoinOptions | None = None,
 ) -> FeatureFrame:
-    """Return the features of every spine row.
-
-    `keep_stale`: values older than their ttl stay, with the status STALE.
-    Time O((m + n) log(m + n)) per view.
-    """
+    """Return the features of every spine row; all events of a source at a time are in memory."""
     layout = catalog.layout(closure)
-    block = layout.begin(spine.given)
+    block = layout.begin(spine.given, rows=len(spine))
     event_us: dict[str, NDArray[np.int64]] = {}
-    for source, parts in _by_source(layout).items():
-        events = load(source, _needed_columns(parts))
-        coded: dict[str, Codes] = {}
-        for part in parts:
-            entity = part.view.entity
-            if entity.name not in coded:
-                coded[entity.name] = shared_codes(entity, events.columns, spine.given)
-            codes = coded[entity.name]
-            if isinstance(part, LatestPart):
-                rows = _latest_rows(codes, events.stamps, spine, mode)
-                times = event_us[part.view.view.name] = _at(events.stamps.event_us, rows)
-                _take_latest(part, events, rows, spine.t_us - times, block, keep_stale)
-            elif isinstance(part, WindowPart):
-                _join_windows(part, events, spine, codes, mode, block)
+    for source, parts in parts_by_source(layout).items():
+        events = load(source, needed_columns(parts))
+        for group in parts_by_entity(parts):
+            event_us |= join_parts(group, events, spine, options or JoinOptions(), block)
     return layout.finish(block, event_us)
 
 
-def _by_source(layout: FrameLayout) -> dict[str, list[ViewPart]]:
+def join_parts(
+    parts: Sequence[ViewPart], events: Events, spine: Spine, options: JoinOptions, block: Block
+) -> dict[str, NDArray[np.int64]]:
+    """Fill a block with parts of one entity and source.
+
+    Returns, per latest-value view, the event time behind each row, 0 where there is none.
+    """
+    entity = parts[0].view.entity
+    codes = shared_codes(entity, events.columns, spine.given)
+    if options.lineage is not None:
+        codes = _only_counting(entity, codes, events, spine, options.lineage)
+    event_us: dict[str, NDArray[np.int64]] = {}
+    rows: NDArray[np.int64] | None = None
+    for part in parts:
+        if isinstance(part, LatestPart):
+            if rows is None:
+                rows = _find_rows(codes, events, spine, options)
+            times = event_us[part.view.view.name] = _at(events.stamps.event_us, rows)
+            _take_latest(part, events, rows, spine.t_us - times, block, options.keep_stale)
+        elif isinstance(part, WindowPart):
+            _join_windows(part, events, spine, codes, options.mode, block)
+    return event_us
+
+
+def _only_counting(
+    entity: EntitySpec, codes: Codes, events: Events, spine: Spine, lineage: Lineage
+) -> Codes:
+    """Return the codes without those of events that don't count for their entity's slot."""
+    of_events, of_spine = codes
+    numbers, first_rows = np.unique(of_spine, return_index=True)
+    keys = {name: spine.given[name].take(first_rows).to_list() for name in entity.columns}
+    slots = np.zeros(max(int(numbers[-1]), int(of_events.max(initial=-1)), 0) + 1, np.int64)
+    slots[numbers] = np.maximum(key_slots(entity, keys, len(numbers)), 0)
+    counting = lineage.counts(slots[np.maximum(of_events, 0)], events.stamps.sequences)
+    return np.where(counting, of_events, -1), of_spine
+
+
+def parts_by_source(layout: FrameLayout) -> dict[str, list[ViewPart]]:
+    """Return what a layout holds of views, by the source of their events."""
     found: dict[str, list[ViewPart]] = {}
     for part in (*layout.latest, *layout.windows):
         found.setdefault(part.view.view.source, []).append(part)
     return found
 
 
-def _needed_columns(parts: list[ViewPart]) -> tuple[str, ...]:
+def parts_by_entity(parts: Iterable[ViewPart]) -> list[list[ViewPart]]:
+    """Return parts of one source in groups that have one entity."""
+    found: dict[str, list[ViewPart]] = {}
+    for part in parts:
+        found.setdefault(part.view.entity.name, []).append(part)
+    return list(found.values())
+
+
+def needed_columns(parts: Iterable[ViewPart]) -> tuple[str, ...]:
+    """Return the columns of their source that parts read."""
     needed: set[str] = set()
     for part in parts:
         needed.update(part.view.entity.columns)
@@ -111,10 +188,13 @@ def _join_windows(
     block: Block,
 ) -> None:
     event_codes, spine_codes = codes
+    deleted = deleted_rows(events.columns)
+    if deleted is not None:
+        event_codes = np.where(deleted, -1, event_codes)
     columns = part.plan.join(
         event_codes,
         *events.stamps,
-        part.plan.inputs(events.columns),
+        part.plan.inputs(_input_columns(part, events)),
         spine_codes,
         spine.t_us,
         part.features,
@@ -125,6 +205,25 @@ def _join_windows(
         block.put(row, columns[feature])
 
 
+def _input_columns(part: WindowPart, events: Events) -> Mapping[str, Column]:
+    """Return what a view's inputs are made of; a column of the right height if that is nothing."""
+    columns = {name: events.columns[name] for name in part.plan.columns}
+    return columns or {"": Column(DType.INT64, events.stamps.event_us)}
+
+
+def _find_rows(
+    codes: Codes, events: Events, spine: Spine, options: JoinOptions
+) -> NDArray[np.int64]:
+    """Return the index of the event behind each spine row, -1 for none or a tombstone."""
+    rows = find_winners(
+        *(codes[0], events.stamps, codes[1], spine.t_us, spine.sequences),
+        mode=options.mode,
+        closed=options.closed,
+    )
+    deleted = deleted_rows(events.columns)
+    return rows if deleted is None else np.where((rows >= 0) & deleted[rows], -1, rows)
+
+
 def _take_latest(
     part: LatestPart,
     events: Events,
@@ -133,63 +232,19 @@ def _take_latest(
     block: Block,
     keep_stale: bool,
 ) -> None:
-    target = block.part(part.rows)
+    target, features = block.part(part.rows), part.view.view.features
+    index = np.maximum(rows, 0)
     for row, name in enumerate(part.features):
-        column = events.columns[name]
-        if len(column) == 0:
-            column = empty_column(column.dtype, 1)
-        target.put(row, column.take(np.maximum(rows, 0)))
+        dtype = features[name]
+        if not len(events.stamps.sequences):
+            target.put(row, empty_column(dtype, len(rows)))
+        elif dtype.is_numeric:
+            target.gather(row, events.columns[name], index)
+        else:  # only the texts that are taken become Python objects
+            texts = series_of(events.columns, name).gather(index)
+            target.put(row, from_series(texts, dtype))
     part.plan.settle(part.query, target, rows < 0, age_us, keep_stale=keep_stale)
     block.fill_texts(part.rows, target)
-
-
-def _latest_rows(codes: Codes, stamps: Stamps, spine: Spine, mode: Mode) -> NDArray[np.int64]:
-    """Return the index of the event behind each spine row, -1 for none.
-
-    Within an entity, events are walked in the order in which they become visible; the running
-    winner is the maximum of their ranks by (event_time, known_time, sequence).
-    """
-    event_codes, spine_codes = codes
-    if mode == "as_of_sequence":
-        if spine.sequences is None:
-            raise ValueError("as_of_sequence needs the spine's sequences")
-        visible, asked = stamps.sequences, spine.sequences
-    elif mode == "as_known":
-        visible, asked = stamps.known_us, spine.t_us
-    else:
-        visible, asked = stamps.event_us, spine.t_us
-    by_stamp = np.lexsort((stamps.sequences, stamps.known_us, stamps.event_us))
-    rank = np.empty(len(by_stamp), np.int64)
-    rank[by_stamp] = np.arange(len(by_stamp))
-    walk = np.lexsort((rank, visible, event_codes))
-    # Ranks shifted by the entity's code never mix under one running maximum.
-    shift = event_codes[walk] * np.int64(len(walk) + 1)
-    winner = by_stamp[np.maximum.accumulate(rank[walk] + shift) - shift] if len(walk) else walk
-    place = _last_at_most(event_codes[walk], visible[walk], spine_codes, asked)
-    found = (place >= 0) & (spine_codes >= 0)
-    found[found] = event_codes[walk][place[found]] == spine_codes[found]
-    return np.where(found, _at(winner, np.where(found, place, -1)), -1)
-
-
-def _last_at_most(
-    codes: NDArray[np.int64],
-    times: NDArray[np.int64],
-    asked_codes: NDArray[np.int64],
-    asked_times: NDArray[np.int64],
-) -> NDArray[np.int64]:
-    """Return the last position with (code, time) <= the asked pair, -1 for none.
-
-    `codes` and `times` are sorted by (code, time).  One merge of both sorted lists.
-    """
-    n, m = len(codes), len(asked_codes)
-    all_codes = np.concatenate([codes, asked_codes])
-    all_times = np.concatenate([times, asked_times])
-    is_asked = np.concatenate([np.zeros(n, np.int8), np.ones(m, np.int8)])
-    order = np.lexsort((is_asked, all_times, all_codes))
-    events_before = np.cumsum(is_asked[order] == 0)
-    place = np.empty(n + m, np.int64)
-    place[order] = events_before - 1
-    return place[n:]
 
 
 def _at(values: NDArray[np.int64], index: NDArray[np.int64]) -> NDArray[np.int64]:

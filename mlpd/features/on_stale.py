@@ -13,17 +13,18 @@ ON_STALE: tuple[OnStale, ...] = ("null", "value", "error")
 """`null`: the value is null, or the feature's default.  `value`: it stays.  Its status is STALE."""
 
 
-def apply_on_stale(frame: FeatureFrame, on_stale: OnStale) -> None:
+def apply_on_stale(frame: FeatureFrame, on_stale: OnStale, *, first_row: int = 0) -> None:
     """Raise ConflictError(code="stale_feature") if `on_stale` is "error" and a value is stale.
 
-    Features that only transforms read count too.
+    Features that only transforms read count too.  `first_row`: the number of the frame's first.
     """
     if on_stale != "error":
         return
     for part in frame.layout.latest:
         stale = frame.block.state[part.rows] == Status.STALE
         if bool(stale.any()):
-            feature, row = np.argwhere(stale)[0].tolist()
+            feature, place = np.argwhere(stale)[0].tolist()
+            row = first_row + place
             name = f"{part.view.view.name}.{part.features[feature]}"
             raise ConflictError(
                 f"feature {name!r} of row {row} is older than its ttl",

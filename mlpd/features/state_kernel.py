@@ -11,7 +11,8 @@ the older ones, which change when the recent ones have become too many or an eve
 # ruff: noqa: PLR0913, PLR0917  a kernel's arguments are flat arrays
 
 from mlpd.core.kernels import device
-from mlpd.features.tile_kernel import F8, I8, U1, copy_words, merge_tile, write_event
+from mlpd.features.tile_kernel import has_summaries, merge_summaries, merge_tile, write_event
+from mlpd.features.words import F8, I8, U1, copy_words
 
 (
     RESOLUTIONS, STREAMS, STREAMS_AT, MERGES_AT, EMPTY_TILE_AT, TILE_WORDS, LAYOUT,
@@ -283,6 +284,8 @@ def apply_event(
             is_written = True
         tile = _open_tile(plan, work, resolution, index)
         merge_tile(plan, plan[MERGES_AT], work, work_f, tile, work, work_f, event_at)
+        if has_summaries(plan, plan[MERGES_AT]):
+            merge_summaries(plan, plan[MERGES_AT], work, work_f, tile, work, work_f, event_at)
         work[meta + TOUCHED] = min(work[meta + TOUCHED], index)
     if not is_written:
         return REFUSED

@@ -11,6 +11,6 @@ class Status(IntEnum):
     NULL = 1
     """Written as null, or an aggregate over an empty window."""
     MISSING = 2
-    """Never written, or no entity key was given."""
+    """Never written, deleted, or no entity key was given."""
     STALE = 3
     """Older than the view's ttl."""

@@ -11,12 +11,9 @@ tables that describe a view's streams.
 # ruff: noqa: PLR0913, PLR0917  a kernel's arguments are flat arrays
 
 import math
-from typing import TypeAlias
 
-import numpy as np
-from numpy.typing import NDArray
-
-from mlpd.core.kernels import device
+from mlpd.core.kernels import device, routine
+from mlpd.features.distinct_kernel import finish_sketch, merge_sketch, write_sketch
 from mlpd.features.double_double import (
     Pair,
     dd_add,
@@ -26,31 +23,47 @@ from mlpd.features.double_double import (
     quick_two_sum,
     two_sum,
 )
+from mlpd.features.ends_kernel import (
+    END_WIDTH,
+    VALUE,
+    finish_last_n,
+    is_earlier,
+    merge_last_n,
+    write_end,
+)
+from mlpd.features.ewma_kernel import finish_ewma, merge_ewma, write_ewma
+from mlpd.features.topk_kernel import finish_topk, merge_topk, write_topk
+from mlpd.features.words import F8, I8, U1, copy_words, nat
 
-I8: TypeAlias = NDArray[np.int64]
-F8: TypeAlias = NDArray[np.float64]
-U1: TypeAlias = NDArray[np.uint8]
-
-KIND, WORDS, COUNT_AT, SUM_AT, M2_AT, MIN_AT, MAX_AT, FIRST_AT, LAST_AT = range(9)
-"""Columns of the stream table: the kind, how many words, each piece's first word or ABSENT."""
-STREAM_WIDTH = 9
+(
+    KIND, WORDS, COUNT_AT, SUM_AT, M2_AT, MIN_AT, MAX_AT, FIRST_AT, LAST_AT, EWMA_AT, SKETCH_AT,
+    LAST_N_AT, TOPK_AT, PARAMETER,
+) = range(14)  # fmt: skip
+"""Columns of the stream table: the kind, how many words, each piece's first word or ABSENT, and
+what its aggregate was declared with: the half-life in us of ewma, n of last_n, k of topk."""
+STREAM_WIDTH = 14
 ABSENT = -1
 
-SQUARES, COUNTS, INTEGER_SUMS, REAL_SUMS, MINIMA, MAXIMA, FIRSTS, LASTS, MERGES = range(9)
+(
+    SQUARES, COUNTS, INTEGER_SUMS, REAL_SUMS, MINIMA, MAXIMA, FIRSTS, LASTS, EWMAS, SKETCHES,
+    LISTS, TOPS, MERGES,
+) = range(13)  # fmt: skip
 """Columns of a merge list: where in the table the words of each kind to merge begin; each ends
 where the next begins, the last at MERGES.  A word stands for itself; of SQUARES there are four:
-the words of the squared deviations, count and sum, and the stream's kind."""
+the words of the squared deviations, count and sum, and the stream's kind; of SKETCHES, LISTS and
+TOPS three: the first word, a place to use in the array that is merged into, and the parameter."""
 SQUARES_WIDTH = 4
+SUMMARY_WIDTH = 3
 
-EVENTS, INTEGER, REAL = range(3)
-"""Kinds of streams: valid values are only counted, are int64, or are float64 (NaN is skipped)."""
+EVENTS, INTEGER, REAL, HASHED = range(4)
+"""Kinds of streams: valid values are only counted, are int64, are float64 (NaN is skipped), or are
+hashes of values."""
 
-COUNT, SUM, MEAN, MIN, MAX, VAR, STD, FIRST, LAST = range(9)
-"""Aggregate functions, in the order of `core.specs.AGGREGATE_FUNCTIONS`."""
-
-VALUE, EVENT_US, KNOWN_US, SEQUENCE = range(4)
-"""Words of `first` and `last`."""
-END_WIDTH = 4
+(
+    COUNT, SUM, MEAN, MIN, MAX, VAR, STD, FIRST, LAST, EWMA, APPROX_DISTINCT, LAST_N, TOPK,
+) = range(13)  # fmt: skip
+"""Aggregate functions, in the order of `core.specs.AGGREGATE_FUNCTIONS`; those from LAST_N on give
+lists."""
 
 LOW_BITS, LOW_MASK = 32, 0xFFFFFFFF
 """An integer sum is two words: high * 2^32 + low with 0 <= low < 2^32."""
@@ -61,22 +74,11 @@ EXACT_HIGH_LIMIT = 1 << 20
 """Below it in magnitude, a sum fits 53 bits."""
 MAGNITUDE_BITS = 0x7FFFFFFFFFFFFFFF
 
-nat = np.uint64
-"""Marks an index as not negative: numba then leaves out the code for indices from the end, which
-made a merge half as long again."""
-
 
 @device
 def ordered_bits(bits: int) -> int:
     """Return a float64's bits as an integer of the same order, -0.0 below 0.0; its own inverse."""
     return bits if bits >= 0 else bits ^ MAGNITUDE_BITS
-
-
-@device
-def copy_words(into: I8, to: int, words: I8, at: int, count: int) -> None:
-    """Copy `count` words, from the first on: within one array only towards its front."""
-    for i in range(count):
-        into[nat(to + i)] = words[nat(at + i)]
 
 
 @device
@@ -99,6 +101,11 @@ def write_event(
         tile[to + count_at] = 1
         if table[spec + WORDS] == 1:
             continue
+        if kind == HASHED or table[spec + PARAMETER] != 0:
+            _write_summaries(
+                table, spec, tile, tile_f, to, event_us, known_us, sequence, bits[at], reals[at]
+            )
+            continue
         _write_sum(table, spec, tile, tile_f, to, bits[at], reals[at])
         ordered = bits[at] if kind == INTEGER else ordered_bits(bits[at])
         for piece in range(MIN_AT, MAX_AT + 1):
@@ -107,10 +114,7 @@ def write_event(
         for piece in range(FIRST_AT, LAST_AT + 1):
             if table[spec + piece] != ABSENT:
                 end = to + table[spec + piece]
-                tile[end + VALUE] = bits[at]
-                tile[end + EVENT_US] = event_us
-                tile[end + KNOWN_US] = known_us
-                tile[end + SEQUENCE] = sequence
+                write_end(tile, end, bits[at], event_us, known_us, sequence)
 
 
 @device
@@ -131,14 +135,39 @@ def _write_sum(
         tile_f[at + 1] = 0.0
 
 
+@routine
+def _write_summaries(
+    table: I8, spec: int, tile: I8, tile_f: F8, to: int,
+    event_us: int, known_us: int, sequence: int, bits: int, real: float,
+) -> None:  # fmt: skip
+    """Write the pieces of aggregates of hashes or with a parameter, which no others share."""
+    if table[spec + SKETCH_AT] != ABSENT:
+        write_sketch(tile, to + table[spec + SKETCH_AT], bits)
+    is_integer = table[spec + KIND] == INTEGER
+    if table[spec + EWMA_AT] != ABSENT:
+        value, low = real, 0.0
+        if is_integer:
+            value, low = _integer_pair(bits >> LOW_BITS, bits & LOW_MASK)
+        at = to + table[spec + EWMA_AT]
+        write_ewma(tile, tile_f, at, event_us, table[spec + PARAMETER], value, low)
+    if table[spec + LAST_N_AT] != ABSENT:
+        at = to + table[spec + LAST_N_AT]
+        tile[at] = 1
+        write_end(tile, at + 1, bits, event_us, known_us, sequence)
+    if table[spec + TOPK_AT] != ABSENT:
+        counted = bits if is_integer else ordered_bits(bits if real != 0.0 else 0)  # -0.0 is 0.0
+        write_topk(tile, to + table[spec + TOPK_AT], counted)
+
+
 @device
 def merge_tile(
     table: I8, merges: int, into: I8, into_f: F8, to: int, tile: I8, tile_f: F8, at: int
 ) -> None:  # fmt: skip
     """Add the tile at word `at` to the one at word `to`: the words in the list at `table[merges]`.
 
-    Counts, integer sums, extremes, first and last are exact in any order.  Real sums and squared
-    deviations depend on the order of merges in their last bits of 106.
+    All but those for `merge_summaries`: a call in the loops that merge tiles would slow down who
+    doesn't need it.  Counts, integer sums, extremes, first and last are exact in any order.  Real
+    sums and squared deviations depend on the order of merges in their last bits of 106.
     """
     _merge_additive(table, merges, into, into_f, to, tile, tile_f, at)
     for i in range(table[nat(merges + MINIMA)], table[nat(merges + MAXIMA)]):
@@ -149,12 +178,41 @@ def merge_tile(
         into[nat(to + word)] = max(into[nat(to + word)], tile[nat(at + word)])
     for i in range(table[nat(merges + FIRSTS)], table[nat(merges + LASTS)]):
         word = table[nat(i)]
-        if _is_earlier(tile, at + word, into, to + word):
+        if is_earlier(tile, at + word, into, to + word):
             copy_words(into, to + word, tile, at + word, END_WIDTH)
-    for i in range(table[nat(merges + LASTS)], table[nat(merges + MERGES)]):
+    for i in range(table[nat(merges + LASTS)], table[nat(merges + EWMAS)]):
         word = table[nat(i)]
-        if _is_earlier(into, to + word, tile, at + word):
+        if is_earlier(into, to + word, tile, at + word):
             copy_words(into, to + word, tile, at + word, END_WIDTH)
+
+
+@device
+def has_summaries(table: I8, merges: int) -> bool:
+    """Tell whether a merge list has pieces for `merge_summaries`."""
+    return bool(table[nat(merges + EWMAS)] != table[nat(merges + MERGES)])
+
+
+@routine
+def merge_summaries(
+    table: I8, merges: int, into: I8, into_f: F8, to: int, tile: I8, tile_f: F8, at: int
+) -> None:  # fmt: skip
+    """Add the pieces of a tile that `merge_tile` leaves out.
+
+    Sketches and lists of last_n are exact in any order; of weighted sums the last bits of 106
+    depend on it, and counts of topk once they are more than fit.
+    """
+    for i in range(table[nat(merges + EWMAS)], table[nat(merges + SKETCHES)]):
+        word = table[nat(i)]
+        merge_ewma(into, into_f, to + word, tile, tile_f, at + word)
+    for i in range(table[nat(merges + SKETCHES)], table[nat(merges + LISTS)], SUMMARY_WIDTH):
+        word = table[nat(i)]
+        merge_sketch(into, to + word, tile, at + word, table[nat(i + 1)])
+    for i in range(table[nat(merges + LISTS)], table[nat(merges + TOPS)], SUMMARY_WIDTH):
+        word = table[nat(i)]
+        merge_last_n(into, to + word, tile, at + word, table[nat(i + 2)], table[nat(i + 1)])
+    for i in range(table[nat(merges + TOPS)], table[nat(merges + MERGES)], SUMMARY_WIDTH):
+        word = table[nat(i)]
+        merge_topk(into, to + word, tile, at + word, table[nat(i + 1)])
 
 
 @device
@@ -176,14 +234,6 @@ def _merge_additive(
         a, b = nat(to + table[nat(i)]), nat(at + table[nat(i)])
         a_low, b_low = nat(to + table[nat(i)] + 1), nat(at + table[nat(i)] + 1)
         into_f[a], into_f[a_low] = dd_add(into_f[a], into_f[a_low], tile_f[b], tile_f[b_low])
-
-
-@device
-def _is_earlier(a: I8, a_at: int, b: I8, b_at: int) -> bool:
-    for word in range(EVENT_US, END_WIDTH):
-        if a[a_at + word] != b[b_at + word]:
-            return bool(a[a_at + word] < b[b_at + word])
-    return False
 
 
 @device
@@ -241,8 +291,8 @@ def finish(
 ) -> int:  # fmt: skip
     """Write an aggregate's result to word `to`; return 1, or 0 for NULL (then the word is 0).
 
-    Over no values count and sum are 0, the others NULL; var and std are NULL below two values; the
-    sum of integers is NULL when it doesn't fit int64.
+    Over no values count, sum and approx_distinct are 0, the others NULL; var and std are NULL below
+    two values; the sum of integers is NULL when it doesn't fit int64.
     """
     count = tile[nat(at + table[nat(spec + COUNT_AT)])]
     out[nat(to)] = 0
@@ -251,6 +301,9 @@ def finish(
         return 1
     if function == SUM:
         return 1 if count == 0 else _finish_sum(table, spec, tile, tile_f, at, out, out_f, to)
+    if function == APPROX_DISTINCT:
+        out[nat(to)] = finish_sketch(tile, at + table[nat(spec + SKETCH_AT)])
+        return 1
     if count == 0 or (count == 1 and function in (VAR, STD)):
         return 0
     if function == MEAN:
@@ -264,9 +317,28 @@ def finish(
     elif function in (MIN, MAX):
         value = tile[at + table[spec + (MIN_AT if function == MIN else MAX_AT)]]
         out[to] = value if table[nat(spec + KIND)] == INTEGER else ordered_bits(value)
+    elif function == EWMA:
+        out_f[to] = finish_ewma(tile_f, at + table[spec + EWMA_AT])
     else:
         out[to] = tile[at + table[spec + (FIRST_AT if function == FIRST else LAST_AT)] + VALUE]
     return 1
+
+
+@routine
+def finish_list(
+    table: I8, spec: int, function: int, tile: I8, at: int, out: I8, to: int, elements: int
+) -> int:  # fmt: skip
+    """Write a list's length to word `to` and its values from `elements` on; 0 for NULL if empty."""
+    most = table[spec + PARAMETER]
+    if function == LAST_N:
+        length = finish_last_n(tile, at + table[spec + LAST_N_AT], most, out, elements)
+    else:
+        length = finish_topk(tile, at + table[spec + TOPK_AT], most, out, elements)
+        if table[spec + KIND] == REAL:
+            for i in range(length):
+                out[elements + i] = ordered_bits(out[elements + i])
+    out[to] = length
+    return 1 if length > 0 else 0
 
 
 @device

@@ -5,7 +5,7 @@ The values of an entity in LMDB are described byte by byte in docs/formats/tiles
 
 import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from itertools import accumulate
@@ -17,7 +17,16 @@ from mlpd.core.columns import DType
 from mlpd.core.errors import DefinitionError, InternalError
 from mlpd.core.expressions import Expression, parse_expression
 from mlpd.core.hashing import canonical_json
-from mlpd.core.specs import AGGREGATE_FUNCTIONS, AggregateSpec, SourceSpec, ViewSpec
+from mlpd.core.specs import (
+    AGGREGATE_FUNCTIONS,
+    MAX_LENGTH,
+    AggregateSpec,
+    SourceSpec,
+    ViewSpec,
+)
+from mlpd.features.distinct_kernel import ROOM, SKETCH_WIDTH
+from mlpd.features.ends_kernel import END_WIDTH
+from mlpd.features.ewma_kernel import EWMA_WIDTH, NO_EXPONENT
 from mlpd.features.fold_kernel import FOLDS_HEAD, QUERY_HEAD, WINDOW_WIDTH
 from mlpd.features.state_kernel import (
     META_WIDTH,
@@ -33,24 +42,35 @@ from mlpd.features.tile_kernel import (
     COUNT_AT,
     COUNTS,
     EVENTS,
+    EWMA_AT,
+    EWMAS,
     FIRST_AT,
     FIRSTS,
+    HASHED,
     INTEGER,
     INTEGER_SUMS,
     LAST_AT,
+    LAST_N_AT,
     LASTS,
+    LISTS,
     M2_AT,
     MAX_AT,
     MAXIMA,
     MERGES,
     MIN_AT,
     MINIMA,
+    PARAMETER,
     REAL,
     REAL_SUMS,
+    SKETCH_AT,
+    SKETCHES,
     SQUARES,
     STREAM_WIDTH,
     SUM_AT,
+    TOPK_AT,
+    TOPS,
 )
+from mlpd.features.topk_kernel import TOPK_SCRATCH, TOPK_WIDTH
 
 FORMAT = 2
 """Version of the stored form; part of every value's layout word."""
@@ -73,8 +93,13 @@ PIECES: dict[int, tuple[int, ...]] = {
     MAX_AT: (INT64_MIN,),
     FIRST_AT: (0, INT64_MAX, 0, 0),
     LAST_AT: (0, INT64_MIN, 0, 0),
+    EWMA_AT: (NO_EXPONENT, *(0,) * (EWMA_WIDTH - 1)),
+    SKETCH_AT: (0,) * SKETCH_WIDTH,
+    LAST_N_AT: (0,) * (1 + END_WIDTH * MAX_LENGTH),
+    TOPK_AT: (0,) * TOPK_WIDTH,
 }
-"""Each piece's words when there are no values, in their order in a stream, after its count."""
+"""Each piece's words when there are no values, in their order in a stream, after its count; of a
+list with room for fewer than MAX_LENGTH values, only as many as it needs."""
 
 _NEEDS: dict[str, tuple[int, ...]] = {
     "count": (),
@@ -86,48 +111,71 @@ _NEEDS: dict[str, tuple[int, ...]] = {
     "std": (SUM_AT, M2_AT),
     "first": (FIRST_AT,),
     "last": (LAST_AT,),
+    "ewma": (EWMA_AT,),
+    "approx_distinct": (SKETCH_AT,),
+    "last_n": (LAST_N_AT,),
+    "topk": (TOPK_AT,),
 }
 
+_SCRATCH = {SKETCH_AT: ROOM, LAST_N_AT: END_WIDTH * MAX_LENGTH, TOPK_AT: TOPK_SCRATCH}
+"""Words that merging a piece uses."""
+
 Table = NDArray[np.int64]
+Key = tuple[str | None, str | None, int | None, bool]
+"""What makes a stream one: input, filter, parameter, and whether its values are hashed."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Stream:
-    """What a view accumulates of one (input, filter): `places` maps pieces to words in a tile."""
+    """What a view accumulates of one (input, filter): `places` maps pieces to words in a tile.
+
+    Aggregates with a parameter, such as a half-life, or of hashes have streams of their own.
+    """
 
     input: Expression | None
     filter: Expression | None
     kind: int
+    parameter: int | None
     places: dict[int, int]
 
     @property
-    def key(self) -> tuple[str | None, str | None]:
-        """The texts of input and filter: within a source, streams of one key have equal values."""
+    def texts(self) -> tuple[str | None, str | None]:
+        """The texts of input and filter: streams of one kind that share them have equal values."""
         texts = (e.text if e is not None else None for e in (self.input, self.filter))
         return next(texts), next(texts)
 
     @property
     def words(self) -> list[int]:
         """The words of no values."""
-        return [0, *(word for piece in self.places if piece in PIECES for word in PIECES[piece])]
+        pieces = (piece for piece in self.places if piece in PIECES)
+        return [0, *(word for piece in pieces for word in self.empty(piece))]
+
+    def empty(self, piece: int) -> tuple[int, ...]:
+        """Return the words of a piece without values."""
+        words = PIECES[piece]
+        return words[: 1 + END_WIDTH * (self.parameter or 0)] if piece == LAST_N_AT else words
 
     @property
     def spec(self) -> list[int]:
         """The stream's row in the kernels' stream table."""
-        columns = range(COUNT_AT, STREAM_WIDTH)
+        columns = range(COUNT_AT, PARAMETER)
         places = [self.places.get(piece, ABSENT) for piece in columns]
-        return [self.kind, len(self.words), *places]
+        return [self.kind, len(self.words), *places, self.parameter or 0]
 
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """One feature: `function` (its number in the kernels) of a stream over a window."""
+    """One feature: `function` (its number in the kernels) of a stream over a window.
+
+    `length`: of a list at most, 0 for the other types.
+    """
 
     function: int
     pieces: tuple[int, ...]
     stream: int
     window: int
     dtype: DType
+    length: int
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -144,8 +192,8 @@ class TileLayout:
 
     `plan`: the table of `window_kernel`.  `outputs`: by feature name.  `work_words`: length of the
     kernels' scratch state, without the folds that a join keeps behind it: `walk_words` with them,
-    at `folds_at` of each window.  `split_hops_us`: those that may have older tiles.  `max_words`:
-    of an entity's live tiles.
+    at `folds_at` of each window; merging uses what is at `scratch_at`.  `split_hops_us`: those that
+    may have older tiles.  `max_words`: of an entity's live tiles.
     """
 
     view: ViewSpec
@@ -155,6 +203,7 @@ class TileLayout:
     layout_word: int
     plan: Table
     outputs: dict[str, Output]
+    scratch_at: int
     work_words: int
     folds_at: tuple[int, ...]
     walk_words: int
@@ -167,8 +216,12 @@ class TileLayout:
         return any(self.view.hops_us[window] in self.split_hops_us for window in windows)
 
     def query(self, features: Sequence[str]) -> Table:
-        """Return the kernels' table for the outputs `features`, in this order as columns."""
+        """Return the kernels' table for the outputs `features`, in this order as columns.
+
+        Behind these come the columns of the lists' values, in the order of the lists.
+        """
         chosen = [self.outputs[feature] for feature in features]
+        elements = [*accumulate((output.length for output in chosen), initial=len(chosen))]
         windows = sorted({output.window for output in chosen})
         head = QUERY_HEAD + WINDOW_WIDTH * len(windows)
         window_words: list[int] = []
@@ -177,14 +230,14 @@ class TileLayout:
             start = head + len(output_words)
             for column, output in enumerate(chosen):
                 if output.window == window:
-                    output_words += [output.function, output.stream, column]
+                    output_words += [output.function, output.stream, column, elements[column]]
             width, hop = self.view.windows_us[window], self.view.hops_us[window]
             window_words += [self.hops_us.index(hop), width, width // hop]
             window_words += [self.folds_at[window], start, head + len(output_words)]
         needs = {(self.streams[o.stream], piece) for o in chosen for piece in (COUNT_AT, *o.pieces)}
         merges_at = head + len(output_words)
         words = [len(windows), merges_at, *window_words, *output_words]
-        return np.array([*words, *_merge_list(needs, merges_at)], np.int64)
+        return np.array([*words, *_merge_list(needs, merges_at, self.scratch_at)], np.int64)
 
 
 def build_layout(view: ViewSpec, source: SourceSpec, *, min_recent: int = MIN_RECENT) -> TileLayout:
@@ -192,7 +245,8 @@ def build_layout(view: ViewSpec, source: SourceSpec, *, min_recent: int = MIN_RE
 
     Raises DefinitionError(code="too_many_tiles") for windows of more than MAX_TILES hops.
     """
-    streams, tile_words = _place(_gather(view, source))
+    gathered = _gather(view, source)
+    streams, tile_words = _place(gathered.values())
     hops = tuple(sorted(set(view.hops_us)))
     retentions = [_retention_us(view, hop) for hop in hops]
     capacities = [-(-retention // hop) + 1 for retention, hop in zip(retentions, hops, strict=True)]
@@ -204,7 +258,9 @@ def build_layout(view: ViewSpec, source: SourceSpec, *, min_recent: int = MIN_RE
         )
     tiles_at = WORK_HEAD + META_WIDTH * len(hops)
     grid: list[tuple[int, int, int, int, int]] = []
-    work_words = tiles_at + 4 * tile_words  # four single tiles, then the regions, then the folds
+    scratch_at = tiles_at + 4 * tile_words  # after four single tiles; then the regions, the folds
+    pieces = (piece for stream in streams for piece in stream.places)
+    work_words = scratch_at + max((_SCRATCH.get(piece, 0) for piece in pieces), default=0)
     for hop, retention, capacity in zip(hops, retentions, capacities, strict=True):
         recent = max(min_recent, math.isqrt(capacity)) if capacity > 2 * min_recent else capacity
         grid.append((hop, retention, capacity, recent, work_words))
@@ -219,8 +275,9 @@ def build_layout(view: ViewSpec, source: SourceSpec, *, min_recent: int = MIN_RE
         hops_us=hops,
         tile_words=tile_words,
         layout_word=layout_word,
-        plan=_plan(streams, tile_words, layout_word, tiles_at, grid),
-        outputs=_outputs(view, streams),
+        plan=_plan(streams, tile_words, layout_word, tiles_at, scratch_at, grid),
+        outputs=_outputs(view, list(gathered)),
+        scratch_at=scratch_at,
         work_words=work_words,
         folds_at=tuple(folds_at),
         walk_words=walk_words,
@@ -234,6 +291,7 @@ def _plan(
     tile_words: int,
     layout_word: int,
     tiles_at: int,
+    scratch_at: int,
     grid: Sequence[tuple[int, int, int, int, int]],
 ) -> Table:
     """Return the kernels' plan: head, resolutions, stream table, empty tile, merge list."""
@@ -245,7 +303,7 @@ def _plan(
     words += [word for resolution in grid for word in resolution]
     words += [word for stream in streams for word in stream.spec]
     words += [0, *(word for stream in streams for word in stream.words)]
-    words += _merge_list({(s, piece) for s in streams for piece in s.places}, merges_at)
+    words += _merge_list({(s, piece) for s in streams for piece in s.places}, merges_at, scratch_at)
     return np.array(words, np.int64)
 
 
@@ -277,16 +335,21 @@ def _retention_us(view: ViewSpec, hop_us: int) -> int:
     return max(window for window, hop in windows if hop == hop_us)
 
 
-def _gather(view: ViewSpec, source: SourceSpec) -> dict[tuple[str | None, str | None], Stream]:
+def _gather(view: ViewSpec, source: SourceSpec) -> dict[Key, Stream]:
     """Return the streams in order of first use, their pieces not yet placed."""
-    streams: dict[tuple[str | None, str | None], Stream] = {}
+    streams: dict[Key, Stream] = {}
     for aggregate in view.aggregates:
-        key = (aggregate.input, aggregate.filter)
+        key = _key(aggregate)
         if key not in streams:
             streams[key] = _stream(view, aggregate, source)
         for piece in _NEEDS[aggregate.function]:
             streams[key].places[piece] = ABSENT
     return streams
+
+
+def _key(aggregate: AggregateSpec) -> Key:
+    is_hashed = SKETCH_AT in _NEEDS[aggregate.function]
+    return aggregate.input, aggregate.filter, aggregate.parameter, is_hashed
 
 
 def _stream(view: ViewSpec, aggregate: AggregateSpec, source: SourceSpec) -> Stream:
@@ -296,28 +359,29 @@ def _stream(view: ViewSpec, aggregate: AggregateSpec, source: SourceSpec) -> Str
 
     expression = parse(aggregate.input)
     kind = EVENTS
-    if expression is not None and expression.dtype.is_numeric:
+    if SKETCH_AT in _NEEDS[aggregate.function]:
+        kind = HASHED
+    elif expression is not None and expression.dtype.is_numeric:
         kind = REAL if expression.dtype in (DType.FLOAT32, DType.FLOAT64) else INTEGER
-    return Stream(expression, parse(aggregate.filter), kind, {COUNT_AT: ABSENT})
+    kept = parse(aggregate.filter)
+    return Stream(expression, kept, kind, aggregate.parameter, {COUNT_AT: ABSENT})
 
 
-def _place(
-    gathered: dict[tuple[str | None, str | None], Stream],
-) -> tuple[tuple[Stream, ...], int]:
+def _place(streams: Collection[Stream]) -> tuple[tuple[Stream, ...], int]:
     """Give every piece its words; return the streams and a tile's length."""
     word = 1  # the first is the tile's index
-    for stream in gathered.values():
+    for stream in streams:
         pieces = [piece for piece in PIECES if piece in stream.places]
         stream.places.clear()
         stream.places[COUNT_AT] = word
         word += 1
         for piece in pieces:
             stream.places[piece] = word
-            word += len(PIECES[piece])
-    return tuple(gathered.values()), word
+            word += len(stream.empty(piece))
+    return tuple(streams), word
 
 
-def _merge_list(needs: AbstractSet[tuple[Stream, int]], at: int) -> list[int]:
+def _merge_list(needs: AbstractSet[tuple[Stream, int]], at: int, scratch_at: int) -> list[int]:
     """Return the kernels' merge list, to stand at word `at`, for these pieces of streams."""
     kinds: list[list[int]] = [[] for _ in range(MERGES)]
     for stream, piece in sorted(needs, key=lambda need: need[0].places[need[1]]):
@@ -326,6 +390,8 @@ def _merge_list(needs: AbstractSet[tuple[Stream, int]], at: int) -> list[int]:
             kinds[SQUARES] += [place, stream.places[COUNT_AT], stream.places[SUM_AT], stream.kind]
         elif piece == SUM_AT:
             kinds[INTEGER_SUMS if stream.kind == INTEGER else REAL_SUMS].append(place)
+        elif piece in _SCRATCH:
+            kinds[_MERGED_AS[piece]] += [place, scratch_at, stream.parameter or 0]
         else:
             kinds[_MERGED_AS[piece]].append(place)
     starts = accumulate((len(kind) for kind in kinds), initial=at + MERGES + 1)
@@ -338,27 +404,34 @@ _MERGED_AS = {
     MAX_AT: MAXIMA,
     FIRST_AT: FIRSTS,
     LAST_AT: LASTS,
+    EWMA_AT: EWMAS,
+    SKETCH_AT: SKETCHES,
+    LAST_N_AT: LISTS,
+    TOPK_AT: TOPS,
 }
 
 
 def _layout_word(streams: Sequence[Stream], hops: Sequence[int], retentions: Sequence[int]) -> int:
     """Return the word that marks values of this layout: checksum << 32 | format."""
-    shape = [[*stream.key, stream.kind, list(stream.places.items())] for stream in streams]
+    shape: list[list[object]] = []
+    for stream in streams:
+        declared = [] if stream.parameter is None else [stream.parameter]
+        shape.append([*stream.texts, stream.kind, list(stream.places.items()), *declared])
     checksum = zlib.crc32(canonical_json([shape, list(hops), list(retentions)])) >> 1
     return checksum << 32 | FORMAT
 
 
-def _outputs(view: ViewSpec, streams: Sequence[Stream]) -> dict[str, Output]:
+def _outputs(view: ViewSpec, keys: Sequence[Key]) -> dict[str, Output]:
     """Return the outputs by feature name; `view.features` has windows within aggregates."""
-    keys = [stream.key for stream in streams]
     pairs = [(a, w) for a in view.aggregates for w in range(len(view.windows_us))]
     found = {}
     for (name, dtype), (aggregate, window) in zip(view.features.items(), pairs, strict=True):
         found[name] = Output(
             function=AGGREGATE_FUNCTIONS.index(aggregate.function),
             pieces=_NEEDS[aggregate.function],
-            stream=keys.index((aggregate.input, aggregate.filter)),
+            stream=keys.index(_key(aggregate)),
             window=window,
             dtype=dtype,
+            length=0 if dtype.element is None else aggregate.parameter or 0,
         )
     return found

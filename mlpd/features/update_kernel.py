@@ -23,7 +23,7 @@ from mlpd.features.state_kernel import (
     store_older,
     store_recent,
 )
-from mlpd.features.tile_kernel import F8, I8, U1
+from mlpd.features.words import F8, I8, U1
 
 
 @kernel(

@@ -1,4 +1,4 @@
-"""The window engine's entries for reading: online reads and joins, for training sets and replay.
+"""The window engine's entries for joins: training sets, history and replay.
 
 All accumulate with the same `merge_tile` (tile_kernel), keep an entity's tiles in the same scratch
 state (state_kernel) and put windows together in the same order (fold_kernel); so an online read
@@ -12,69 +12,22 @@ us for views closed on the right; so a window is always `floor(t - W, hop) <= ev
 
 from mlpd.core.kernels import device, kernel
 from mlpd.features.fold_kernel import (
-    QUERY_HEAD,
-    WINDOW_WIDTH,
-    WINDOWS,
     evaluate,
-    finish_window,
-    fold_stored,
     forget_times,
 )
 from mlpd.features.grouping_kernel import group_by_code
 from mlpd.features.state_kernel import (
     ALWAYS,
     BAD_ENTITY,
-    BAD_VALUE,
     NEVER,
     NEWEST_US,
     OK,
-    PAST_READ,
-    RESULT_AT,
-    STORED_NEWEST_US,
     advance,
     apply_event,
-    clear_tile,
     copy_state,
-    is_sound,
     reset,
 )
-from mlpd.features.tile_kernel import F8, I8, U1
-
-
-@kernel(
-    "const i8[], const i8[], const i8[], const i8[], const i8[], const i8[], const i8[], "
-    "i8[], f8[], i8[], f8[], u1[]",
-    returns="i8",
-)
-def read_values(
-    plan: I8, query: I8, recent: I8, recent_starts: I8, older: I8, older_starts: I8, t_us: I8,
-    work: I8, work_f: F8, out: I8, out_f: F8, present: U1,
-) -> int:  # fmt: skip
-    """Write the query's outputs of n entities, as of `t_us[i]` each, row by row.
-
-    Every t must be later than the entity's newest event.  Returns OK or an error.
-    """
-    width = len(out) // max(len(t_us), 1)
-    for row in range(len(t_us)):
-        first, last = recent_starts[row], recent_starts[row + 1]
-        older_first, older_last = older_starts[row], older_starts[row + 1]
-        if last > first:
-            if not is_sound(plan, recent, first, last):
-                return BAD_VALUE
-            if older_last > older_first and not is_sound(plan, older, older_first, older_last):
-                return BAD_VALUE
-            if recent[first + STORED_NEWEST_US] >= t_us[row]:
-                return PAST_READ
-        for window in range(query[WINDOWS]):
-            spec = QUERY_HEAD + window * WINDOW_WIDTH
-            clear_tile(plan, work, plan[RESULT_AT])
-            if last > first:
-                fold_stored(
-                    plan, query, spec, recent, first, older, older_first, older_last, t_us[row],
-                    work, work_f,
-                )  # fmt: skip
-            finish_window(plan, query, spec, work, work_f, out, out_f, present, row * width)
-    return OK
+from mlpd.features.words import F8, I8, U1
 
 
 @kernel("const i8[], i8, i8[], i8[]", returns="i8")

@@ -3,12 +3,10 @@
 `WindowPlan` holds what `window_kernel` needs for one view and turns columns into its flat arrays.
 """
 
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
-from types import SimpleNamespace
-from typing import Any, Final, Literal, Protocol, cast
+from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,8 +14,13 @@ from numpy.typing import NDArray
 from mlpd.core.columns import Column, Columns, DType, height
 from mlpd.core.errors import InternalError, NotFoundError, ValidationError
 from mlpd.core.expressions import Expression
-from mlpd.core.kernels import address_of, load_kernels
+from mlpd.core.hashing import hash_values
+from mlpd.core.lists import pack_lists
 from mlpd.core.specs import SourceSpec, ViewSpec
+from mlpd.features.block import Block
+from mlpd.features.kernels import FeatureKernels
+from mlpd.features.read_kernel import WINDOW
+from mlpd.features.reading import Place, Scratch, Source, ViewReader, join_values
 from mlpd.features.stamps import Stamps
 from mlpd.features.state_kernel import (
     BAD_ENTITY,
@@ -28,41 +31,17 @@ from mlpd.features.state_kernel import (
     STORED_HEAD,
     STORED_WIDTH,
 )
-from mlpd.features.tile_kernel import EVENTS, REAL
+from mlpd.features.tile_kernel import EVENTS, HASHED, REAL
 from mlpd.features.tiles import MIN_RECENT, Stream, TileLayout, build_layout
 
 Int64s = NDArray[np.int64]
-Joined = tuple[Int64s, Int64s]
-"""The words of several values, and where each starts and, last, the end."""
 JoinMode = Literal["as_known", "as_corrected", "as_of_sequence"]
-
-KERNELS = ("mlpd.features.update_kernel", "mlpd.features.window_kernel")
-"""The modules behind `load_window_kernels`; `precompile` compiles them side by side."""
 
 TRANSPOSED_ROWS = 1024
 """Rows of a block that is transposed at once: it fits the first two cache levels."""
 
 MAX_QUERIES = 256
 """Tables for sets of features kept per plan; services read few distinct ones."""
-
-
-class WindowKernels(Protocol):
-    """The entries of KERNELS, from `load_window_kernels`; reads need native ones, for `raw`."""
-
-    update_recent: Any
-    update_all: Any
-    read_values: Any
-    group_rows: Any
-    join_rows: Any
-
-
-def load_window_kernels(*, boundscheck: bool | None = None) -> WindowKernels:
-    """Return the native kernels; see `load_kernels`."""
-    entries: dict[str, Any] = {}
-    for module in KERNELS:
-        kernels = load_kernels(module, boundscheck=boundscheck)
-        entries |= {name: kernels[name] for name in kernels}
-    return cast("WindowKernels", SimpleNamespace(**entries))
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,24 +82,32 @@ GetOlder = Callable[[Sequence[int]], Sequence["bytes | None"]]
 
 @dataclass(frozen=True, slots=True)
 class WindowQuery:
-    """A set of features, resolved: the kernel's table and the types of the columns.
+    """A set of features, resolved: the kernels' table as a source, the types of the columns.
 
-    `words`: the table's address and length.  `needs_older`: whether a read wants older values.
+    `needs_older`: whether a read wants older values.  `lists`: of every list the column of its
+    length, the first of its values, and their number.  `reader`: of this view alone.
     """
 
-    table: Int64s
+    source: Source
     dtypes: tuple[DType, ...]
-    words: tuple[int, int]
     needs_older: bool
+    lists: tuple[tuple[int, int, int], ...]
+    reader: ViewReader
 
+    @property
+    def table(self) -> Int64s:
+        """The kernels' table."""
+        return self.source.tables[1]
 
-class _Scratch(threading.local):
-    """Each thread's scratch state for the kernels."""
+    def lists_of(self, words: Int64s, extra: Int64s) -> dict[int, NDArray[Any]]:
+        """Return the lists by column, as `core.lists` packs them, object [n]; null ones are empty.
 
-    def __init__(self, words: int) -> None:
-        self.work = np.zeros(words, np.int64)
-        self.work_f = self.work.view(np.float64)
-        self.words = address_of(self.work), words
+        `words`: int64 [k, n], of a list its length; `extra`: the values of all lists, [e, n].
+        """
+        return {
+            column: _packed(words[column], extra[first : first + n].T)
+            for column, first, n in self.lists
+        }
 
 
 class WindowPlan:
@@ -130,14 +117,13 @@ class WindowPlan:
     recent tiles and, once there are many, the older ones.
     """
 
-    def __init__(self, layout: TileLayout, kernels: WindowKernels) -> None:
+    def __init__(self, layout: TileLayout, kernels: FeatureKernels) -> None:
         self.layout: Final = layout
-        self.columns: Final = _columns(layout.streams)
-        self.inputs_key: Final = tuple(stream.key for stream in layout.streams)
+        self.columns: Final = _read_columns(layout.streams)
+        self.inputs_key: Final = tuple((*stream.texts, stream.kind) for stream in layout.streams)
         """Plans of one source whose keys are equal have equal inputs."""
         self._kernels = kernels
-        self._scratch = _Scratch(layout.work_words)
-        self._plan_words = address_of(layout.plan), layout.plan.size
+        self._scratch = Scratch(layout.work_words)
         self._queries: dict[tuple[str, ...], WindowQuery] = {}
         # A window closed on the right is one closed on the left over events 1 us earlier.
         self._shift_us = 1 if layout.view.closed == "right" else 0
@@ -147,13 +133,13 @@ class WindowPlan:
         cls,
         view: ViewSpec,
         source: SourceSpec,
-        kernels: WindowKernels,
+        kernels: FeatureKernels,
         *,
         min_recent: int = MIN_RECENT,
     ) -> "WindowPlan":
         """Return the plan of a window view; once, at apply or start.
 
-        `kernels`: from `load_window_kernels`.  `min_recent`: see `build_layout`.  Raises
+        `kernels`: from `load_feature_kernels`.  `min_recent`: see `build_layout`.  Raises
         DefinitionError(code="too_many_tiles").
         """
         return cls(build_layout(view, source, min_recent=min_recent), kernels)
@@ -172,10 +158,14 @@ class WindowPlan:
         for index, stream in enumerate(streams):
             if stream.input is not None:
                 column = _evaluate(stream.input, columns, evaluated)
-                if stream.kind != EVENTS:
-                    (reals if stream.kind == REAL else bits)[:, index] = column.values
                 if column.valid is not None:
                     valid[:, index] = column.valid
+                if stream.kind == HASHED:
+                    bits[:, index] = hash_values(column.values)
+                    if column.values.dtype.kind == "f":
+                        valid[:, index] &= column.values == column.values
+                elif stream.kind != EVENTS:
+                    (reals if stream.kind == REAL else bits)[:, index] = column.values
             if stream.filter is not None:
                 kept = _evaluate(stream.filter, columns, evaluated)
                 valid[:, index] &= kept.values & kept.mask()
@@ -243,7 +233,7 @@ class WindowPlan:
 
     def _checked(self, result: int) -> int:
         if result < OK:
-            raise self._failure(result)
+            raise self.failure(result)
         return result
 
     def read(
@@ -260,32 +250,20 @@ class WindowPlan:
         ValidationError(code="read_in_the_past").  About 6 us, and per entity and window 10 ns for
         each tile and stream.
         """
-        query = self.query(tuple(features))
-        times = np.empty(len(values), np.int64)
-        times[:] = t_us
-        words = self.read_words(query, join_values(values), join_values(older), times)
-        return _to_columns(features, query, *words)
-
-    def read_words(
-        self, query: "WindowQuery", recent: Joined, older: Joined, t_us: Int64s
-    ) -> tuple[Int64s, NDArray[np.uint8]]:
-        """Return the words of k features of n entities, and 1 where they aren't null: both [n, k].
-
-        `recent` and `older`: from `join_values`, or with a part of its starts [n + 1].  `t_us`:
-        int64 [n].  The kernel gets the arrays' addresses as they are, which takes 5 us less.
-        """
-        n, width = len(t_us), len(query.dtypes)
-        out, present = np.empty((n, width), np.int64), np.empty((n, width), np.uint8)
-        words, scratch = (address_of(out), out.size), self._scratch.words
-        result = self._kernels.read_values.raw(
-            *self._plan_words, *query.words,
-            address_of(recent[0]), recent[0].size, address_of(recent[1]), n + 1,
-            address_of(older[0]), older[0].size, address_of(older[1]), n + 1,
-            address_of(t_us), n, *scratch, *scratch, *words, *words, address_of(present), out.size,
-        )  # fmt: skip
-        if result < OK:
-            raise self._failure(result)
-        return out, present
+        query, n = self.query(tuple(features)), len(values)
+        block = Block.empty(len(features), n, with_state=0)
+        extra = np.empty((query.source.width - len(features), n), np.int64)
+        fault = query.reader.read(
+            [0, n, n],
+            np.arange(n),
+            [*values, *older],
+            np.atleast_1d(np.asarray(t_us, np.int64)),
+            block,
+            extra=extra,
+        )
+        if fault is not None:
+            raise self.failure(fault[1])
+        return _columns(features, query, block.words, extra, block.valid)
 
     def join(  # noqa: PLR0913  two tables side by side
         self,
@@ -313,7 +291,7 @@ class WindowPlan:
         whose t isn't later than every event up to its sequence costs its entity's events once more.
         """
         query, n = self.query(tuple(features)), len(spine_codes)
-        width = len(query.dtypes)
+        width = query.source.width
         event_us = self._shifted(event_us)
         visible, asked = _visibility(
             mode, event_us, known_us, sequences, spine_t_us, spine_sequence
@@ -332,7 +310,9 @@ class WindowPlan:
             work, work.view(np.float64), spare, spare.view(np.float64),
             out, out.view(np.float64), present,
         )  # fmt: skip
-        return _to_columns(features, query, out.reshape(n, width), present.reshape(n, width))
+        k, words = len(features), _transposed(out.reshape(n, width))
+        marks = np.ascontiguousarray(present.reshape(n, width)[:, :k].T).astype(np.bool_)
+        return _columns(features, query, words[:k], words[k:], marks)
 
     def _shifted(self, event_us: Int64s) -> Int64s:
         return event_us - self._shift_us if self._shift_us else event_us
@@ -357,10 +337,23 @@ class WindowPlan:
                     code="unknown_feature",
                     hint="Check the spelling, or add the aggregate or window and run mlpd apply.",
                 )
-        dtypes = tuple(outputs[feature].dtype for feature in features)
-        table = self.layout.query(features)
-        needs_older = self.layout.needs_older(features)
-        return WindowQuery(table, dtypes, (address_of(table), table.size), needs_older)
+        lengths = [outputs[feature].length for feature in features]
+        first = list(accumulate(lengths, initial=0))
+        k, layout = len(features), self.layout
+        source = Source(
+            WINDOW,
+            (layout.plan, layout.query(features)),
+            k,
+            k + first[-1],
+            work_words=layout.work_words,
+        )
+        return WindowQuery(
+            source,
+            tuple(outputs[feature].dtype for feature in features),
+            layout.needs_older(features),
+            tuple((i, first[i], n) for i, n in enumerate(lengths) if n),
+            ViewReader(self._kernels.read_views, [(source, Place(older=0))]),
+        )
 
     def _walk_order(
         self, codes: Int64s, groups: int, first: Int64s, second: Int64s
@@ -370,10 +363,11 @@ class WindowPlan:
         order, starts = np.empty(len(codes), np.int64), np.empty(groups + 1, np.int64)
         walked = codes if before is None else codes[before]
         if self._kernels.group_rows(walked, groups, order, starts) != OK:
-            raise self._failure(BAD_ENTITY)
+            raise self.failure(BAD_ENTITY)
         return order if before is None else before[order], starts
 
-    def _failure(self, code: int) -> InternalError | ValidationError:
+    def failure(self, code: int) -> InternalError | ValidationError:
+        """Return the error for what a kernel returned."""
         name = self.layout.view.name
         if code == PAST_READ:
             return ValidationError(
@@ -389,7 +383,7 @@ class WindowPlan:
         return InternalError(f"view {name!r}: {reasons[code]}", code="window_state")
 
 
-def _columns(streams: Sequence[Stream]) -> tuple[str, ...]:
+def _read_columns(streams: Sequence[Stream]) -> tuple[str, ...]:
     """Return the source's columns that the streams read."""
     expressions = [e for s in streams for e in (s.input, s.filter) if e is not None]
     return tuple(sorted({name for e in expressions for name in e.columns}))
@@ -411,14 +405,6 @@ def _cut(words: Int64s, ends: Int64s) -> list[bytes | None]:
     """Return the values between successive ends, None for those without words."""
     spans = pairwise(ends.tolist())
     return [words[start:end].tobytes() if end > start else None for start, end in spans]
-
-
-def join_values(values: Sequence[bytes | None]) -> Joined:
-    """Return (words of all values, where each starts and, last, the end)."""
-    parts = [value or b"" for value in values]
-    joined = np.frombuffer(b"".join(parts), np.int64)
-    ends = accumulate((len(part) >> 3 for part in parts), initial=0)
-    return joined, np.fromiter(ends, np.int64, len(parts) + 1)
 
 
 def _visibility(
@@ -452,22 +438,33 @@ def _is_sorted(first: Int64s, second: Int64s) -> bool:
     return bool(((a < b) | ((a == b) & (second[:-1] <= second[1:]))).all())
 
 
-def _to_columns(
-    features: Sequence[str], query: WindowQuery, out: Int64s, present: NDArray[np.uint8]
+def _packed(lengths: Int64s, values: Int64s) -> NDArray[Any]:
+    """Return lists as packed values; `values`: int64 [n, most]."""
+    flat = values[np.arange(values.shape[1]) < lengths[:, None]]
+    packed = np.empty(len(lengths), object)
+    packed[:] = pack_lists(DType.INT64, flat, lengths)  # the words of a float64 are its bytes, too
+    return packed
+
+
+def _columns(
+    features: Sequence[str],
+    query: WindowQuery,
+    words: Int64s,
+    extra: Int64s,
+    valid: NDArray[np.bool_],
 ) -> Columns:
-    """Return the columns of results [n, features] and of the marks of those that aren't null."""
-    words = _transposed(out)
-    reals = words.view(np.float64)
+    """Return the columns of `words` and `valid`, [k, n], and the values of lists, [e, n]."""
     masks: list[NDArray[np.bool_] | None] = [None] * len(features)
-    if not present.all():
-        marks = np.ascontiguousarray(present.T).view(np.bool_)
-        complete: Any = marks.all(axis=1).tolist()
-        masks = [None if c else m for c, m in zip(complete, marks, strict=True)]
+    if not valid.all():
+        masks = [None if mask.all() else mask for mask in valid]
+    lists = query.lists_of(words, extra)
+    found: dict[int, NDArray[Any]] = {
+        i: words[i].view(np.float64) if dtype is DType.FLOAT64 else words[i]
+        for i, dtype in enumerate(query.dtypes)
+    }
     return {
-        feature: Column(dtype, real if dtype is DType.FLOAT64 else word, mask)
-        for feature, dtype, real, word, mask in zip(
-            features, query.dtypes, reals, words, masks, strict=True
-        )
+        feature: Column(dtype, lists.get(i, found[i]), masks[i])
+        for i, (feature, dtype) in enumerate(zip(features, query.dtypes, strict=True))
     }
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from aiohttp import web
 
 from mlpd.core.errors import UnavailableError
+from mlpd.core.media import ARROW, JSON, MSGPACK, PARQUET
 from mlpd.daemon.app import Daemon
 from mlpd.http import definitions as _definitions
 from mlpd.http import events as _events
@@ -23,7 +24,6 @@ from mlpd.http.batches import BATCH
 from mlpd.http.oip import InferenceHandlers
 from mlpd.http.openapi import build_openapi
 from mlpd.http.routes import Handler, Route
-from mlpd.http.wire import ARROW, JSON, MSGPACK, PARQUET
 
 
 def build_routes(daemon: Daemon) -> list[Route]:

@@ -1,7 +1,5 @@
 """Handlers of definitions: what runs, what a document would change, and making it so."""
 
-import asyncio
-
 from aiohttp import web
 
 from mlpd.daemon.app import Daemon
@@ -28,6 +26,15 @@ PLAN = Shape(
         "version": Field("integer", "The version that runs (plan) or runs now (apply)."),
         "changes": Field("object", "Per kind the names added, changed and removed."),
         "backfill": Field("object", "Views to build from the log: name to events."),
+        "pinned": Field(
+            "rows",
+            "Versions of services that models pin and that go on running: service, hash, their "
+            "own views, and by whom.",
+        ),
+        "cost": Field(
+            "object",
+            "Of a plan, per view to build: events, entities, about how many seconds and bytes.",
+        ),
     }
 )
 
@@ -48,7 +55,7 @@ class DefinitionHandlers:
     async def plan(self, request: web.Request) -> web.Response:
         """Return what a document would change; changes nothing."""
         fields = await read_fields(request, DOCUMENT)
-        plan = await asyncio.to_thread(self._daemon.definitions.plan, fields["document"])
+        plan = await self._daemon.definitions.plan(fields["document"])
         return await respond(request, plan.to_dict())
 
     async def apply(self, request: web.Request) -> web.Response:

@@ -1,27 +1,45 @@
 """Handlers of features: online reads of this moment, point-in-time joins of any past one."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from aiohttp import web
 
 from mlpd.core.columns import Columns, DType
+from mlpd.core.deadlines import check_deadline
 from mlpd.core.errors import ConflictError, ValidationError
+from mlpd.core.media import FRAME_FORMATS, SPINE_FILES
 from mlpd.core.specs import Closure
+from mlpd.core.trace import end_step
 from mlpd.daemon.app import Daemon
-from mlpd.daemon.history import MODES
+from mlpd.daemon.history import CLOSED, MODES, SPINE_BYTES_MAX, Question, SpineFile
 from mlpd.daemon.read import ReadResult, given_columns
-from mlpd.daemon.read_pool import OFF_LOOP_ROWS
+from mlpd.daemon.read_pool import OFF_LOOP_ROWS, rows_worth
+from mlpd.features.cells import Asked, Cells, decode_asked, decode_cells
 from mlpd.features.on_stale import ON_STALE
-from mlpd.http.frames import choose_frame_format, encode_frame, read_arrow_spine, read_spine
+from mlpd.http.cluster import read_sender
+from mlpd.http.frames import choose_frame_format, read_spine
 from mlpd.http.shapes import Field, Shape
-from mlpd.http.wire import ARROW, decode, read_body, read_fields, respond
+from mlpd.http.uploads import receive_body
+from mlpd.http.wire import (
+    decode,
+    read_body,
+    read_deadline,
+    read_fields,
+    respond,
+    send_file,
+)
 
 STALE = Field(
     "text",
     "What a value older than its ttl becomes: null or its default, itself, or a 409.",
     choices=ON_STALE,
+)
+CELLS = Field(
+    "object",
+    "What other shards hold of keys that this one doesn't own: t_us and groups, as POST "
+    "/v1/cluster/cells answers them.",
 )
 SERVICE = {
     "service": Field("text", "Feature service to read."),
@@ -35,8 +53,11 @@ READ = Shape(
             "table", "Entity keys and request fields, as rows or columns.", required=True
         ),
         "at": Field("time", "Moment to read at, for replays; not before what is known."),
-        "min_sequence": Field("integer", "Answer only from a state that holds this sequence."),
+        "min_sequence": Field(
+            "integer", "Answer from a state that holds this sequence; waits for it, up to 1 s."
+        ),
         "on_stale": STALE,
+        "cells": CELLS,
     }
 )
 FEATURES = Shape(
@@ -48,6 +69,24 @@ FEATURES = Shape(
         "sequence": Field("integer", "The last event that the read saw."),
     }
 )
+ASKED = Shape(
+    {
+        **SERVICE,
+        "route": Field("text", "Or the route whose models read them, in all versions it serves."),
+        "keys": Field(
+            "rows", "Per entity its key `columns` and the `values` of each key.", required=True
+        ),
+        "at": READ.fields["at"],
+        "min_sequence": READ.fields["min_sequence"],
+    }
+)
+CELLS_READ = Shape(
+    {
+        "t_us": Field("integer", "The moment of the read, later than all that is in the cells."),
+        "sequence": Field("integer", "The last event that the read saw."),
+        "groups": Field("rows", "Per entity columns, keys and, by view, stored values."),
+    }
+)
 JOIN = {
     "service": SERVICE["service"],
     "features": SERVICE["features"],
@@ -57,8 +96,15 @@ JOIN = {
         "events up to its `sequence`.",
         choices=MODES,
     ),
+    "closed": Field(
+        "text",
+        "Whether latest values show events of a row's own time (right, the default) or only "
+        "earlier ones (left), where the row's own event is one of them.",
+        choices=CLOSED,
+    ),
     "statuses": Field("flag", "Whether to add a column NAME__status per feature."),
     "on_stale": STALE,
+    "format": Field("text", "Of the answer, in place of Accept.", choices=tuple(FRAME_FORMATS)),
 }
 HISTORY = Shape(
     {
@@ -73,7 +119,27 @@ HISTORY = Shape(
     }
 )
 HISTORY_OPTIONS = Shape(JOIN)
-"""Query parameters of an Arrow spine, which has no body fields."""
+"""Query parameters of a spine that is a file, which has no body fields."""
+
+STATS = Shape(
+    {
+        "kind": Field(
+            "text",
+            "What the name is of: what a service takes from views, or all of a view.  By default "
+            "the service of that name, else the view.",
+            choices=("service", "view"),
+        ),
+        "entities": Field("integer", "Entities to read of each view at most; 20,000 by default."),
+    }
+)
+SUMMARY = Shape(
+    {
+        "name": Field("text", "The service or view."),
+        "at": Field("time", "The moment as of which entities were read."),
+        "views": Field("rows", "Per view its entities, their ages, and a summary per feature."),
+        "not_covered": Field("texts", "What a service takes from elsewhere."),
+    }
+)
 
 
 class FeatureHandlers:
@@ -83,63 +149,113 @@ class FeatureHandlers:
         self._daemon = daemon
 
     async def read(self, request: web.Request) -> web.Response:
-        """Return the features of entities as of now, all from one snapshot of the store."""
-        fields = await read_fields(request, READ)
-        rows = len(fields["entities"])
-        answer = await self._daemon.read_pool.call(rows, self._read, fields)
-        return await respond(request, answer, large=rows > OFF_LOOP_ROWS)
+        """Return the features of entities as of now, all from one snapshot of the store.
 
-    async def history(self, request: web.Request) -> web.Response:
+        The header `x-deadline-ms` says how long the caller will wait; a read that is late by then
+        is dropped (504).
+        """
+        deadline_s = read_deadline(request)
+        read_sender(request, self._daemon.ownership, changes=False)
+        fields = await read_fields(request, READ)
+        closure = self._closure(fields)
+        end_step("body")
+        if fields["min_sequence"]:
+            await self._daemon.writer.reach(fields["min_sequence"], deadline_s=deadline_s)
+            end_step("sequence")
+        rows = rows_worth(closure, len(fields["entities"]))
+        answer = await self._daemon.read_pool.call(rows, self._read, closure, fields, deadline_s)
+        end_step("features")
+        response = await respond(request, answer, large=rows > OFF_LOOP_ROWS)
+        end_step("answer")
+        return response
+
+    async def cells(self, request: web.Request) -> web.Response:
+        """Return stored values of this shard's keys, for one that reads rows which need them too.
+
+        What comes back is handed to POST /v1/features/read or /v1/predict/{route} as `cells`.
+        """
+        deadline_s = read_deadline(request)
+        read_sender(request, self._daemon.ownership, changes=False)
+        fields = await read_fields(request, ASKED)
+        asked = decode_asked(fields["keys"])
+        if fields["min_sequence"]:
+            await self._daemon.writer.reach(fields["min_sequence"], deadline_s=deadline_s)
+        keys = sum(map(len, asked.values()))
+        answer = await self._daemon.read_pool.call(keys, self._collect, fields, asked, deadline_s)
+        end_step("features")
+        return await respond(request, answer, large=keys > OFF_LOOP_ROWS)
+
+    async def history(self, request: web.Request) -> web.StreamResponse:
         """Return the features of a spine, each row as of its own `event_time`.
 
         A point-in-time join over all acknowledged events, in a child process.  The spine comes as
-        rows, columns or an Arrow IPC stream (its options then in the query); the answer has its
-        columns and order, then the features: Arrow, Parquet, JSON or msgpack, as accepted.
+        rows or columns, or as an Arrow IPC stream, an Arrow IPC file or Parquet of up to 1 GiB
+        (options then in the query).  The answer has its columns, rows and order, then the
+        features, as accepted or as `format` says; `x-mlpd-rows` counts them.
         """
-        kind = choose_frame_format(request.headers.get("Accept", ""))
-        options = HISTORY_OPTIONS.read_query(request.query)
-        body = await read_body(request)
-        fields, spine = await asyncio.to_thread(
-            self._read_join, body, request.content_type, options
-        )
-        joined = await self._daemon.history.join(
-            spine,
-            service=fields["service"],
-            features=fields["features"] or (),
-            request=_types(fields),
-            mode=fields["mode"] or "as_known",
-            statuses=bool(fields["statuses"]),
-            on_stale=fields["on_stale"] or "null",
-        )
-        answer = await asyncio.to_thread(encode_frame, joined, kind)
-        return web.Response(body=answer, content_type=kind)
+        fields: Mapping[str, Any] = HISTORY_OPTIONS.read_query(request.query)
+        async with self._daemon.history.open() as join:
+            if request.content_type in SPINE_FILES:
+                self._closure(fields)  # refused before the body is taken
+                await receive_body(
+                    request, join.spine, SPINE_BYTES_MAX, hint="Send the spine in parts."
+                )
+                spine: Columns | SpineFile = SpineFile(join.spine, request.content_type)
+            else:
+                body = await read_body(request)
+                fields, spine = await asyncio.to_thread(self._read_join, body, request.content_type)
+            kind = choose_frame_format(request.headers.get("Accept", ""), fields["format"])
+            answer = await join.run(spine, _question(fields), kind)
+            return await send_file(request, answer.file, kind, {"x-mlpd-rows": str(answer.rows)})
 
-    def _read_join(
-        self, body: bytes, content_type: str, options: Mapping[str, Any]
-    ) -> tuple[Mapping[str, Any], Columns]:
-        if content_type == ARROW:
-            return options, read_arrow_spine(self._closure(options), body)
+    async def stats(self, request: web.Request) -> web.Response:
+        """Return a summary of features over the entities that online serving holds; in a child."""
+        options = STATS.read_query(request.query)
+        asked = {option: value for option, value in options.items() if value is not None}
+        name = request.match_info["name"]
+        return await respond(request, await self._daemon.stats.summarize(name, **asked))
+
+    def _read_join(self, body: bytes, content_type: str) -> tuple[Mapping[str, Any], Columns]:
         fields = HISTORY.read(decode(body, content_type))
         return fields, read_spine(self._closure(fields), fields["entities"])
 
-    def _read(self, fields: Mapping[str, Any]) -> dict[str, Any]:
+    def _read(
+        self, closure: Closure, fields: Mapping[str, Any], deadline_s: float | None
+    ) -> dict[str, Any]:
         """Return the answer by the definitions that run; once more if an apply came in between."""
+        check_deadline(deadline_s, "its turn came")
         try:
-            return _answer(self._read_once(fields))
+            return _answer(self._read_once(closure, fields))
         except ConflictError as error:
             if error.code != "definitions_changed":
                 raise
-            return _answer(self._read_once(fields))
+            return _answer(self._read_once(self._closure(fields), fields))
 
-    def _read_once(self, fields: Mapping[str, Any]) -> ReadResult:
-        closure = self._closure(fields)
+    def _read_once(self, closure: Closure, fields: Mapping[str, Any]) -> ReadResult:
         return self._daemon.read.read(
             closure,
             given_columns(closure, fields["entities"]),
             at_us=fields["at"],
             min_sequence=fields["min_sequence"] or 0,
             on_stale=fields["on_stale"] or "null",
+            cells=read_cells(fields),
         )
+
+    def _collect(
+        self, fields: Mapping[str, Any], asked: Asked, deadline_s: float | None
+    ) -> dict[str, Any]:
+        check_deadline(deadline_s, "its turn came")
+        route = fields["route"]
+        if route is None:
+            closures: Iterable[Closure] = [self._closure(fields)]
+        elif fields["service"] is None and fields["features"] is None:
+            closures = self._daemon.routes.served(route).versions.values()
+        else:
+            raise ValidationError(
+                "cells are of a route, a service or features, one of them", code="invalid_request"
+            )
+        at_us, min_sequence = fields["at"], fields["min_sequence"] or 0
+        return self._daemon.read.collect(closures, asked, at_us=at_us, min_sequence=min_sequence)
 
     def _closure(self, fields: Mapping[str, Any]) -> Closure:
         service, features = fields["service"], fields["features"]
@@ -152,6 +268,23 @@ class FeatureHandlers:
         return self._daemon.read.ad_hoc_closure(features, fields.get("request") or {})
 
 
+def read_cells(fields: Mapping[str, Any]) -> Cells | None:
+    """Return the cells in a body, None if it brings none."""
+    return None if fields["cells"] is None else decode_cells(fields["cells"])
+
+
+def _question(fields: Mapping[str, Any]) -> Question:
+    return Question(
+        service=fields["service"],
+        features=fields["features"] or (),
+        request=_types(fields),
+        mode=fields["mode"] or "as_known",
+        closed=fields["closed"] or "right",
+        statuses=bool(fields["statuses"]),
+        on_stale=fields["on_stale"] or "null",
+    )
+
+
 def _types(fields: Mapping[str, Any]) -> dict[str, DType]:
     given = fields.get("request") or {}
     return {name: DType.parse(kind, f"request field {name!r}") for name, kind in given.items()}
@@ -160,8 +293,8 @@ def _types(fields: Mapping[str, Any]) -> dict[str, DType]:
 def _answer(result: ReadResult) -> dict[str, Any]:
     frame = result.frame
     return {
-        "columns": {name: column.to_list() for name, column in frame.columns.items()},
-        "statuses": {name: status.tolist() for name, status in frame.statuses.items()},
+        "columns": frame.value_lists(),
+        "statuses": frame.status_lists(),
         "event_times": {
             view: [time or None for time in times.tolist()]
             for view, times in frame.event_us.items()

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from mlpd import __version__
+from mlpd.core.media import ARROW, JSON, MSGPACK
 from mlpd.http.routes import Route
 from mlpd.http.shapes import Shape
-from mlpd.http.wire import ARROW, JSON, MSGPACK
 
 _PARAMETER = re.compile(r"{([a-z]+)(?::[^}]*)?}")
 

@@ -18,9 +18,10 @@ from aiohttp import web
 
 from mlpd.core.config import ServerConfig
 from mlpd.core.errors import InternalError, MlpdError, NotFoundError, UnavailableError
+from mlpd.core.media import JSON
 from mlpd.http.routes import Handler, Route
 from mlpd.http.security import HostGuard
-from mlpd.http.wire import BODY_BYTES_MAX, JSON, check_length, encode
+from mlpd.http.wire import BODY_BYTES_MAX, check_length, encode
 from mlpd.serving.oip_metadata import error_document
 
 Observe = Callable[[str, int, float], None]

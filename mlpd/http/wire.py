@@ -2,32 +2,42 @@
 
 Bodies over 64 KiB are decoded off the loop.  numpy values and NaN: JSON carries bare NaN and
 Infinity, as Python's json and the Open Inference Protocol's clients do; msgpack carries float64.
+Bytes are bytes in msgpack, text in JSON: `0x` and two hex digits each, both ways.
 """
 
 import asyncio
 import json
+import os
+import time
 from collections.abc import Mapping
-from typing import Any
+from typing import IO, Any
 
 import msgpack
 import numpy as np
 from aiohttp import web
 
+from mlpd.core.deadlines import too_late
 from mlpd.core.errors import InvalidRequestError, TooLargeError, ValidationError
+from mlpd.core.media import JSON, MSGPACK, OCTETS
+from mlpd.http.admission import enter, note_patience
+from mlpd.http.encoding import encode_in_turns, encode_json, encode_msgpack
 from mlpd.http.shapes import Shape
 
-JSON, MSGPACK = "application/json", "application/msgpack"
-ARROW = "application/vnd.apache.arrow.stream"
 _MSGPACK_NAMES = (MSGPACK, "application/x-msgpack", "application/vnd.msgpack")
-
-PARQUET = "application/vnd.apache.parquet"
 
 BY = "x-mlpd-by"
 """Header that names who asks for a change."""
 
 BY_CHARS_MAX = 100
+
+DEADLINE = "x-deadline-ms"
+"""Header that says how long the caller will wait, from the arrival of the headers on."""
+
 OFF_LOOP_BYTES = 64 * 1024
 """A JSON body of this size takes about 0.5 ms to decode."""
+
+FILE_PART_BYTES = 256 * 1024
+"""Of a file in memory, per answer."""
 
 BODY_BYTES_MAX = web.AppKey("body_bytes_max", int)
 """Where a server keeps `[server] body_bytes_max`."""
@@ -36,9 +46,10 @@ _ITEMS_MAX = 4_000_000
 
 
 async def read_body(request: web.Request) -> bytes:
-    """Return the whole body, inflated if it was compressed.
+    """Return the whole body, inflated if it was compressed; from then on the request is at work.
 
-    Raises TooLargeError(code="body_too_large") as soon as it is over the limit, streamed or not,
+    Raises OverloadedError if it has no place in its crowd (`admission`),
+    TooLargeError(code="body_too_large") as soon as it is over the limit, streamed or not,
     and ValidationError(code="malformed_body") for one that can't be unchunked or inflated.
     """
     check_length(request)
@@ -51,12 +62,18 @@ async def read_body(request: web.Request) -> bytes:
                 raise _too_large(bytes_max)
             parts.append(part)
     except web.RequestPayloadError as error:
-        raise ValidationError(
-            f"the body can't be read: {' '.join(str(error).split())[:200]}",
-            code="malformed_body",
-            hint="Check its Transfer-Encoding and Content-Encoding.",
-        ) from None
+        raise unreadable(error) from None
+    await enter(request)
     return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def unreadable(error: web.RequestPayloadError) -> ValidationError:
+    """Return the error for a body that can't be unchunked or inflated."""
+    return ValidationError(
+        f"the body can't be read: {' '.join(str(error).split())[:200]}",
+        code="malformed_body",
+        hint="Check its Transfer-Encoding and Content-Encoding.",
+    )
 
 
 def check_length(request: web.Request) -> None:
@@ -105,7 +122,7 @@ def decode(body: bytes, content_type: str) -> Any:
                 max_str_len=len(body),
                 max_ext_len=0,
             )
-        if content_type in (JSON, "application/octet-stream", "text/json"):
+        if content_type in (JSON, OCTETS, "text/json"):
             return json.loads(body)
     except (ValueError, RecursionError, msgpack.UnpackException) as error:
         raise ValidationError(
@@ -134,7 +151,7 @@ async def respond(
     """
     kind = accepted(request)
     if _is_large(value) if large is None else large:
-        body = await asyncio.to_thread(encode, value, kind)
+        body = await asyncio.to_thread(encode_in_turns, value, as_msgpack=kind == MSGPACK)
     else:
         body = encode(value, kind)
     return web.Response(body=body, status=status, content_type=kind, headers=headers)
@@ -150,18 +167,33 @@ def accepted(request: web.Request) -> str:
 
 def encode(value: Any, kind: str) -> bytes:
     """Return the bytes of `value`; numpy arrays become lists."""
-    if kind == MSGPACK:
-        packed: bytes = msgpack.packb(value, default=_plain)
-        return packed
-    return json.dumps(value, default=_plain, separators=(",", ":"), ensure_ascii=False).encode()
+    return encode_msgpack(value) if kind == MSGPACK else encode_json(value)
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, np.ndarray | np.generic):
-        return value.tolist()
-    if isinstance(value, bytes):
-        return value.hex()
-    raise TypeError(f"{type(value).__name__} has no wire form")
+async def send_file(
+    request: web.Request, file: IO[bytes], kind: str, headers: Mapping[str, str]
+) -> web.StreamResponse:
+    """Answer with an open file of media type `kind`, read as fast as the client takes it."""
+    try:
+        response = web.StreamResponse(headers={**headers, "Content-Type": kind})
+        response.content_length = size = os.fstat(file.fileno()).st_size
+        await response.prepare(request)
+        # Nothing is read after the last byte: a client that has it may go.
+        for start in range(0, size, FILE_PART_BYTES):
+            part = min(FILE_PART_BYTES, size - start)
+            await response.write(await asyncio.to_thread(_read_exactly, file, part))
+        await response.write_eof()
+    except OSError as error:
+        # Whoever reads can't be told any more: the length tells that the rest is missing.
+        raise ConnectionResetError(str(error)) from error
+    return response
+
+
+def _read_exactly(file: IO[bytes], size: int) -> bytes:
+    part = file.read(size)
+    if len(part) != size:
+        raise OSError("the file was cut short")
+    return part
 
 
 def _is_large(value: Any) -> bool:
@@ -183,3 +215,27 @@ def _too_large(bytes_max: int) -> TooLargeError:
 def read_by(request: web.Request) -> str:
     """Return who changes something, as they name themselves in `x-mlpd-by`; for histories."""
     return request.headers.get(BY, "").strip()[:BY_CHARS_MAX] or "somebody over HTTP"
+
+
+def read_deadline(request: web.Request) -> float | None:
+    """Return the `time.monotonic()` second by which the caller wants its answer, or None.
+
+    Raises InvalidRequestError(code="invalid_deadline"), or DeadlineExceededError for 0.
+    """
+    text = request.headers.get(DEADLINE)
+    if text is None:
+        return None
+    try:
+        wait_ms = float(text)
+    except ValueError:
+        wait_ms = -1.0
+    if not 0.0 <= wait_ms < float("inf"):
+        raise InvalidRequestError(
+            f"{DEADLINE} is {text[:40]!r}, not a number of milliseconds",
+            code="invalid_deadline",
+            hint="Send how long you will wait, for example 50.",
+        )
+    if wait_ms == 0.0:
+        raise too_late("it arrived")
+    note_patience(request, wait_ms / 1000.0)
+    return time.monotonic() + wait_ms / 1000.0

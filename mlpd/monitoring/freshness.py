@@ -7,7 +7,7 @@ broken feed.
 
 import threading
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,22 +52,42 @@ class ViewReport:
     """How a view was served: rows by status, and the ages in seconds of those that had one.
 
     `slo_share` is the share of all rows that were present and no older than the SLO; None without
-    an SLO or without rows.  `age_max_s` is None without an age.
+    an SLO or without rows.  `stale_share` is None without rows, `age_max_s` without an age.
+    `ages`: how many rows had an age up to each of AGE_BUCKETS_S, and more than the last, not
+    cumulated.
     """
 
     present: int
     stale: int
     missing: int
+    stale_share: float | None
+    ages: tuple[int, ...]
     slo_s: float | None
     slo_share: float | None
     age_mean_s: float | None
     age_max_s: float | None
 
 
+def not_served(slo_s: float | None) -> ViewReport:
+    """Return the report of a view of which nothing was served."""
+    return ViewReport(
+        present=0,
+        stale=0,
+        missing=0,
+        stale_share=None,
+        ages=(0,) * (len(AGE_BUCKETS_S) + 1),
+        slo_s=slo_s,
+        slo_share=None,
+        age_mean_s=None,
+        age_max_s=None,
+    )
+
+
 class ViewFreshness:
-    """Ages of one view.  Any thread observes, any thread reads."""
+    """Ages of one view; `goals`: its ttl and SLO.  Any thread observes, any thread reads."""
 
     def __init__(self, ages: Histogram, *, ttl_s: float | None, slo_s: float | None) -> None:
+        self.goals = ttl_s, slo_s
         self._ages = ages
         self._ttl_s = np.inf if ttl_s is None else ttl_s
         self._slo_s = slo_s
@@ -99,6 +119,8 @@ class ViewFreshness:
                 present=self._present,
                 stale=self._stale,
                 missing=self._missing,
+                stale_share=self._stale / rows if rows else None,
+                ages=self._ages.snapshot().counts,
                 slo_s=self._slo_s,
                 slo_share=None if self._slo_s is None or not rows else self._within_slo / rows,
                 age_mean_s=self._age_sum_s / aged if aged else None,
@@ -126,6 +148,16 @@ class ViewFreshness:
             self._age_max_s = max(self._age_max_s, float(aged.max()))
             if self._slo_s is not None:
                 self._within_slo += int((aged <= min(self._slo_s, self._ttl_s)).sum())
+
+
+class SourceMark(NamedTuple):
+    """How far a source has come: its greatest event time, and the greatest lag of its last batch.
+
+    A lag is known_time - event_time.
+    """
+
+    watermark_us: int
+    lag_us: int
 
 
 @dataclass(slots=True)
@@ -173,13 +205,20 @@ class Freshness:
         known.watermark_us = max(known.watermark_us, event_time_us_max)
         known.lag_us_max = lag_us_max
 
-    def watermarks_us(self) -> dict[str, int]:
-        """Return the greatest event time of each source that had any."""
-        return {name: source.watermark_us for name, source in self._sources.items()}
+    def sources(self) -> dict[str, SourceMark]:
+        """Return how far each source has come that had any events."""
+        return {
+            name: SourceMark(source.watermark_us, source.lag_us_max)
+            for name, source in list(self._sources.items())
+        }
+
+    def restore(self, source: str, mark: SourceMark) -> None:
+        """Take over what was known before a restart."""
+        self.note_ingest(source, event_time_us_max=mark.watermark_us, lag_us_max=mark.lag_us)
 
     def report(self) -> dict[str, ViewReport]:
         """Return what each view was served like, by name."""
-        return {name: view.report() for name, view in self._views.items()}
+        return {name: view.report() for name, view in list(self._views.items())}
 
     def _collect(self) -> list[Collected]:
         reports = self.report()

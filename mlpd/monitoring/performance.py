@@ -1,23 +1,28 @@
 """Live performance: labels joined to what was served, by the day of the PREDICTION.
 
 A cohort is one UTC day of predictions of one (model version, route, arm).  Its coverage says how
-much of it has labels; a young cohort's metrics are those of the labels that came early.
+much of it has labels; a young cohort's metrics are those of the labels that came early, so it is
+`mature`, and worth judging, only once it is older than 95 % of the label delays.
 """
 
+import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from struct import Struct
 from typing import Any, Final, NamedTuple
 
 from mlpd.core.errors import ConfigurationError
 from mlpd.core.time import DAY_US
+from mlpd.monitoring.delays import Delays, merge_delays
 from mlpd.monitoring.live import ServedKey
 from mlpd.monitoring.scores import LabelledScores, Performance, merge_scores
 
 COHORTS_MAX: Final = 4_000
 """Cohorts held at most; the oldest days go first.  400 days of ten (version, route, arm)."""
 
-_HEADER: Final = Struct("<qqq")
+MATURE_SHARE: Final = 0.95
+
+_UNIT: Final = 2.0**32
+_CLASSES: Final = (0.0, 1.0)
 
 
 class CohortKey(NamedTuple):
@@ -27,91 +32,139 @@ class CohortKey(NamedTuple):
     day_us: int
 
 
+class Outcome(NamedTuple):
+    """A label, and how long after its prediction it is said to have been known."""
+
+    label: float
+    delay_us: int = 0
+
+
 def cohort_of(served: ServedKey, prediction_time_us: int) -> CohortKey:
     """Return the cohort of a prediction."""
     return CohortKey(served, prediction_time_us - prediction_time_us % DAY_US)
 
 
 @dataclass(frozen=True, slots=True)
+class Errors:
+    """Of the labels as numbers: None without any; `bias` is the mean of score - label."""
+
+    rows: int
+    rmse: float | None
+    mae: float | None
+    bias: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class CohortReport:
-    """Several cohorts together; `coverage` is labelled / predictions, None without predictions."""
+    """Several cohorts together; `coverage` is labelled / predictions, None without predictions.
+
+    `performance` is of labels that are classes (0 or 1) with scores that are probabilities,
+    `unscored` counts the others; `errors` is of all.  Delays are right to 9 %, None without labels.
+    """
 
     predictions: int
     labelled: int
     coverage: float | None
     revisions: int
     unscored: int
+    delay_p50_s: float | None
+    delay_p95_s: float | None
     performance: Performance
+    errors: Errors
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON- and msgpack-able values."""
         return asdict(self)
 
 
+class _Errors:
+    """Sums of score - label in units of 2^-32: they can be taken back without residue."""
+
+    __slots__ = ("absolute", "rows", "signed", "square")
+
+    def __init__(self) -> None:
+        self.rows = self.signed = self.absolute = self.square = 0
+
+    def add(self, error: float, weight: int) -> None:
+        """Note an error, or with weight -1 take it back; one whose square overflows is left out."""
+        if not error * error < math.inf:
+            return
+        self.rows += weight
+        self.signed += weight * round(error * _UNIT)
+        self.absolute += weight * round(abs(error) * _UNIT)
+        self.square += weight * round(error * error * _UNIT)
+
+
 class _Cohort:
-    """Counts of one cohort; `unscored` labels belong to scores that are no probabilities."""
+    """Counts of one cohort."""
 
-    __slots__ = ("predictions", "revisions", "scores", "unscored")
+    __slots__ = ("delays", "errors", "predictions", "revisions", "scores", "unscored")
 
-    def __init__(self, scores: LabelledScores | None = None) -> None:
-        self.predictions = 0
-        self.revisions = 0
-        self.unscored = 0
-        self.scores = scores or LabelledScores()
+    def __init__(self) -> None:
+        self.predictions = self.revisions = self.unscored = 0
+        self.scores = LabelledScores()
+        self.errors = _Errors()
+        self.delays = Delays()
 
-    def to_bytes(self) -> bytes:
-        header = _HEADER.pack(self.predictions, self.revisions, self.unscored)
-        return header + self.scores.to_bytes()
-
-    @classmethod
-    def from_bytes(cls, data: bytes) -> "_Cohort":
-        cohort = cls(LabelledScores.from_bytes(data[_HEADER.size :]))
-        cohort.predictions, cohort.revisions, cohort.unscored = _HEADER.unpack_from(data)
-        return cohort
-
-
-@dataclass(frozen=True, slots=True)
-class CohortChanges:
-    """What storage must do, in the transaction that stores the labels."""
-
-    put: dict[CohortKey, bytes]
-    delete: tuple[CohortKey, ...]
+    def note(self, score: float, outcome: Outcome, weight: int) -> None:
+        """Add a label (weight 1), or take it back (-1)."""
+        label = int(outcome.label) if outcome.label in _CLASSES else None
+        change = (None, label) if weight > 0 else (label, None)
+        if label is None or not self.scores.record(score, *change):
+            self.unscored += weight
+        self.errors.add(score - outcome.label, weight)
+        self.delays.add(outcome.delay_us, weight)
 
 
 class PerformanceTable:
-    """All cohorts of a daemon.  One thread at a time."""
+    """All cohorts of a daemon, rebuilt from the prediction log at its start.  One thread."""
 
     def __init__(self, *, cohorts_max: int = COHORTS_MAX) -> None:
         if cohorts_max < 1:
             raise ConfigurationError(f"cohorts_max is {cohorts_max}, must be at least 1")
         self._cohorts_max = cohorts_max
         self._cohorts: dict[CohortKey, _Cohort] = {}
-        self._dirty: set[CohortKey] = set()
-        self._deleted: set[CohortKey] = set()
 
     def add_predictions(self, key: CohortKey, count: int) -> None:
         """Note that `count` more predictions belong to a cohort: what coverage is measured by."""
         self._open(key).predictions += count
 
     def record(
-        self, key: CohortKey, score: float, old_label: int | None, new_label: int | None
+        self, key: CohortKey, score: float, old: Outcome | None, new: Outcome | None
     ) -> None:
-        """Note a label (0 or 1) of one prediction of the cohort.
+        """Note the label of one prediction of the cohort.
 
         The caller keeps labels by prediction id, last label_time wins, and hands over the one that
         this replaces (None for the first) and the new one (None to take it back).
         """
         cohort = self._open(key)
-        if old_label == new_label:
-            return
-        if not cohort.scores.record(score, old_label, new_label):
-            cohort.unscored += (new_label is not None) - (old_label is not None)
-        if old_label is not None:
+        if old is not None:
+            cohort.note(score, old, -1)
+        if new is not None:
+            cohort.note(score, new, 1)
+        if old is not None and (new is None or old.label != new.label):
             cohort.revisions += 1
 
     def keys(self) -> list[CohortKey]:
         """Return the cohorts, oldest day first."""
         return sorted(self._cohorts, key=lambda key: (key.day_us, str(key.served)))
+
+    def keys_since(self, oldest_us: int) -> list[CohortKey]:
+        """Return the cohorts of days after `oldest_us`, in no order; cheap, unlike `keys`."""
+        return [key for key in self._cohorts if key.day_us > oldest_us]
+
+    def labelled(self, keys: Iterable[CohortKey]) -> int:
+        """Return how many labels several cohorts have; cheap, unlike `report`."""
+        cohorts = [self._cohorts[key] for key in keys if key in self._cohorts]
+        return sum(cohort.scores.rows + cohort.unscored for cohort in cohorts)
+
+    def maturity_s(self, keys: Iterable[CohortKey]) -> float | None:
+        """Return the seconds within which 95 % of the labels of several cohorts came.
+
+        None without labels.  Labels still to come make it grow: it is that of what is known.
+        """
+        parts = [self._cohorts[key].delays for key in keys if key in self._cohorts]
+        return merge_delays(parts).quantile_s(MATURE_SHARE)
 
     def report(self, keys: Iterable[CohortKey]) -> CohortReport:
         """Return several cohorts as one; unknown keys count as empty.
@@ -122,6 +175,7 @@ class PerformanceTable:
         performance = merge_scores([cohort.scores for cohort in cohorts]).performance()
         predictions = sum(cohort.predictions for cohort in cohorts)
         unscored = sum(cohort.unscored for cohort in cohorts)
+        delays = merge_delays(cohort.delays for cohort in cohorts)
         labelled = performance.rows + unscored
         return CohortReport(
             predictions=predictions,
@@ -129,31 +183,32 @@ class PerformanceTable:
             coverage=labelled / predictions if predictions else None,
             revisions=sum(cohort.revisions for cohort in cohorts),
             unscored=unscored,
+            delay_p50_s=delays.quantile_s(0.5),
+            delay_p95_s=delays.quantile_s(MATURE_SHARE),
             performance=performance,
+            errors=_sum_errors([cohort.errors for cohort in cohorts]),
         )
 
-    def restore(self, key: CohortKey, data: bytes) -> None:
-        """Take back a stored cohort at start; raises ValidationError if it isn't one."""
-        self._cohorts[key] = _Cohort.from_bytes(data)
-
-    def take_changes(self) -> CohortChanges:
-        """Return what changed since the last call, and forget that it did."""
-        put = {key: self._cohorts[key].to_bytes() for key in self.keys() if key in self._dirty}
-        changes = CohortChanges(put, tuple(self._deleted))
-        self._dirty, self._deleted = set(), set()
-        return changes
-
     def _open(self, key: CohortKey) -> _Cohort:
-        self._dirty.add(key)
         cohort = self._cohorts.get(key)
         if cohort is None:
             cohort = self._cohorts[key] = _Cohort()
-            self._deleted.discard(key)
             if len(self._cohorts) > self._cohorts_max:
-                self._forget(self.keys()[0])
+                del self._cohorts[self.keys()[0]]
         return cohort
 
-    def _forget(self, key: CohortKey) -> None:
-        del self._cohorts[key]
-        self._dirty.discard(key)
-        self._deleted.add(key)
+
+def is_mature(day_us: int, maturity_s: float | None, now_us: int) -> bool:
+    """Tell whether a day of predictions is older, as a whole, than labels take."""
+    return maturity_s is not None and day_us + DAY_US + maturity_s * 1e6 <= now_us
+
+
+def _sum_errors(parts: list[_Errors]) -> Errors:
+    rows = sum(part.rows for part in parts)
+    if not rows:
+        return Errors(0, None, None, None)
+    square, absolute, signed = (
+        sum(getattr(part, name) for part in parts) / rows / _UNIT
+        for name in ("square", "absolute", "signed")
+    )
+    return Errors(rows, math.sqrt(square), absolute, signed)

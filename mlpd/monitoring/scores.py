@@ -10,7 +10,6 @@ positive and a negative that share a bin.
 """
 
 import math
-import struct
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,8 +17,6 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-
-from mlpd.core.errors import ValidationError
 
 EXACT_SCORES_MAX: Final = 16_384
 SCORE_BINS: Final = 4_096
@@ -31,8 +28,6 @@ PROBABILITY_MIN: Final = 1e-15
 """Log loss takes scores no closer to 0 or 1, as scikit-learn did: one row counts at most 34.5."""
 
 _UNIT: Final = 2.0**32
-_MAGIC: Final = b"msc1"
-_HEADER: Final = struct.Struct("<4sIqqq")
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -107,12 +102,33 @@ class LabelledScores:
             self._note(score, new_label, 1)
         return True
 
+    def record_many(self, scores: Floats, labels: Ints) -> int:
+        """Add the first labels of many scores, both [n]; return how many are probabilities.
+
+        As `record` for each; 0.2 us a row.
+        """
+        keep = (scores >= 0.0) & (scores <= 1.0)
+        scores, labels = scores[keep], labels[keep].astype(np.int64)
+        likelihood = np.maximum(np.where(labels == 1, scores, 1.0 - scores), PROBABILITY_MIN)
+        self.log_loss_units += int(np.rint(-np.log(likelihood) * _UNIT).astype(np.int64).sum())
+        self.square_units += int(np.rint((scores - labels) ** 2 * _UNIT).astype(np.int64).sum())
+        self._fold_in(scores, labels, np.ones(len(scores), np.int64))
+        return len(scores)
+
+    @property
+    def rows(self) -> int:
+        """How many scores have a label."""
+        return int(self.labels.sum()) + sum(weight for _, _, weight in self._journal)
+
     def fold(self) -> None:
         """Move what was recorded last into the tables (every 4,096 rows, and before reading)."""
         if not self._journal:
             return
         scores, labels, weights = (np.array(column) for column in zip(*self._journal, strict=True))
         self._journal = []
+        self._fold_in(scores, labels, weights)
+
+    def _fold_in(self, scores: Floats, labels: Ints, weights: Ints) -> None:
         at = np.minimum((scores * CALIBRATION_BINS).astype(np.int64), CALIBRATION_BINS - 1)
         for row, amount in enumerate(
             (weights, weights * labels, weights * np.rint(scores * _UNIT))
@@ -139,33 +155,6 @@ class LabelledScores:
             calibration_error=_calibration_error(self.calibration),
             calibration=tuple(_calibration_bin(*column) for column in self.calibration.T.tolist()),
         )
-
-    def to_bytes(self) -> bytes:
-        """Return everything as bytes; docs/paths/monitor.md has the format."""
-        self.fold()
-        header = _HEADER.pack(
-            _MAGIC, self.is_exact, len(self.keys), self.log_loss_units, self.square_units
-        )
-        arrays = (self.keys, self.labels, self.calibration)
-        return header + b"".join(array.tobytes() for array in arrays)
-
-    @classmethod
-    def from_bytes(cls, data: bytes, *, exact_max: int = EXACT_SCORES_MAX) -> "LabelledScores":
-        """Return what `to_bytes` wrote; raises ValidationError for anything else."""
-        found = cls(exact_max=exact_max)
-        head = data[: _HEADER.size]
-        if len(head) < _HEADER.size or head[:4] != _MAGIC:
-            raise _not_scores(data)
-        _, is_exact, keys, found.log_loss_units, found.square_units = _HEADER.unpack(head)
-        if len(data) != _HEADER.size + 8 * (3 * keys + found.calibration.size):
-            raise _not_scores(data)
-        found.is_exact = bool(is_exact)
-        end = _HEADER.size + 8 * keys
-        found.keys = np.frombuffer(data[_HEADER.size : end], np.float64).copy()
-        counts = np.frombuffer(data[end:], np.int64).copy()
-        found.labels = counts[: 2 * keys].reshape(2, keys)
-        found.calibration = counts[2 * keys :].reshape(3, CALIBRATION_BINS)
-        return found
 
     def _note(self, score: float, label: int, weight: int) -> None:
         likelihood = max(score if label else 1.0 - score, PROBABILITY_MIN)
@@ -274,11 +263,3 @@ def _calibration_bin(rows: int, positives: int, score_units: int) -> Calibration
     if rows == 0:
         return CalibrationBin(0, None, None)
     return CalibrationBin(rows, score_units / _UNIT / rows, positives / rows)
-
-
-def _not_scores(data: bytes) -> ValidationError:
-    return ValidationError(
-        f"{len(data)} bytes are no labelled scores",
-        code="scores_format",
-        hint="drop the stored cohort; it is built again from the prediction log and the labels",
-    )

@@ -1,40 +1,54 @@
-"""One Open Inference request, from its document to its answer."""
+"""One Open Inference request: prepare (any thread), run (the loop), answer (any thread)."""
 
 import time
-from typing import Any
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
 
 from mlpd.serving.oip import (
     InferRequest,
-    build_response,
     check_outputs,
     features_of,
     named_inputs,
     parse_request,
 )
-from mlpd.serving.package import RAW_SCORE, SCORE, Tensors
+from mlpd.serving.oip_binary import Blobs
+from mlpd.serving.package import RAW_SCORE, SCORE, ModelPackage, Tensors
 from mlpd.serving.predictor import ServedModel
 
 
-async def infer(
-    served: ServedModel, document: object, *, deadline_s: float | None = None
-) -> dict[str, Any]:
-    """Return the answer to a decoded JSON body.
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A request checked against its model: float64 [n, F] for a trained one, else its tensors."""
+
+    request: InferRequest
+    inputs: NDArray[np.float64] | Tensors
+
+
+def prepare(package: ModelPackage, document: object, blobs: Blobs) -> Prepared:
+    """Return what a decoded JSON body, and the bytes that follow it, ask of the model.
+
+    Raises ValidationError for anything wrong with them.
+    """
+    request = parse_request(document, blobs)
+    check_outputs(request, package)
+    made = features_of(request, package) if package.trained else named_inputs(request, package)
+    return Prepared(request, made)
+
+
+async def run(
+    served: ServedModel, prepared: Prepared, *, deadline_s: float | None = None
+) -> Tensors:
+    """Return the model's outputs by name; raises what predicting raises.
 
     The request's own `timeout` shortens the deadline, `time.monotonic()` seconds.
-    Raises ValidationError for anything wrong with the body, and what predicting raises.
     """
-    request = parse_request(document)
-    check_outputs(request, served.package)
-    outputs = await _run(served, request, _deadline_s(request, deadline_s))
-    return build_response(request, served.package, outputs)
-
-
-async def _run(served: ServedModel, request: InferRequest, deadline_s: float | None) -> Tensors:
-    if not served.package.trained:
-        inputs = named_inputs(request, served.package)
-        return await served.infer(inputs, deadline_s=deadline_s)
-    features = features_of(request, served.package)
-    scores = await served.predict(features, deadline_s=deadline_s)
+    request, inputs = prepared.request, prepared.inputs
+    deadline_s = _deadline_s(request, deadline_s)
+    if not isinstance(inputs, np.ndarray):
+        return await served.infer(inputs, deadline_s=deadline_s, priority=request.priority)
+    scores = await served.predict(inputs, deadline_s=deadline_s, priority=request.priority)
     return {SCORE: scores.score, RAW_SCORE: scores.raw}
 
 

@@ -4,18 +4,40 @@ from collections.abc import Iterable
 from typing import Any
 
 from mlpd.core.errors import MlpdError
-from mlpd.serving.jobs import BATCH_ROWS
+from mlpd.serving.jobs import BATCH_ROWS, PRIORITIES, USUAL_PRIORITY
 from mlpd.serving.package import RAW_SCORE, ModelPackage, TensorSpec
 from mlpd.serving.statistics import ModelStatistics
 
 EXTENSIONS = (
+    "binary_tensor_data",
     "classification",
     "model_configuration",
     "model_repository",
     "parameters",
+    "schedule_policy",
     "statistics",
 )
-"""What is served beyond the core protocol.  `binary_tensor_data` is not."""
+"""What is served beyond the core protocol."""
+
+TRACE_SETTINGS = {
+    "trace_level": ["OFF"],
+    "trace_rate": "0",
+    "trace_count": "0",
+    "log_frequency": "0",
+    "trace_file": "",
+    "trace_mode": "triton",
+}
+"""Nothing is traced."""
+
+LOG_SETTINGS = {
+    "log_file": "",
+    "log_info": True,
+    "log_warning": True,
+    "log_error": True,
+    "log_verbose_level": 0,
+    "log_format": "default",
+}
+"""The log goes to standard error."""
 
 PLATFORM = "onnxruntime_onnx"
 
@@ -56,6 +78,8 @@ def model_config(package: ModelPackage, versions: Iterable[int]) -> dict[str, An
         "dynamic_batching": {
             "preferred_batch_size": [BATCH_ROWS],
             "max_queue_delay_microseconds": 0,
+            "priority_levels": len(PRIORITIES),
+            "default_priority_level": USUAL_PRIORITY,
         }
     }
     signature, trained = package.signature, package.trained

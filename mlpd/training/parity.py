@@ -1,10 +1,6 @@
-"""The parity certificate: proof on rows that the server's scores are LightGBM's, bit for bit."""
+"""The rows on which LightGBM's scores and the served ones would differ, if they did."""
 
-import hashlib
 import math
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,34 +20,6 @@ _ROWS_PER_ODD = 16
 _ALWAYS_ODD = (math.nan, math.inf, -math.inf, 0.0, -0.0)
 _ODD_NUMBERS = (*_ALWAYS_ODD, 5e-324, -5e-324, ZERO, -ZERO, ZERO / 2, -ZERO / 2, 1e300, -1e300)
 _ODD_CODES = (*_ALWAYS_ODD, -1.0, -0.5, 0.5, -(2.0**31), 2.0**31 - 1, 2.0**31, 2.0**32, 2.0**53)
-
-
-@dataclass(frozen=True, slots=True)
-class ParityCertificate:
-    """What was compared, and whether every bit was equal; travels with the model version.
-
-    `rows_digest` and `scores_digest`: sha256 of the float64 little-endian bytes, row by row; the
-    scores are LightGBM's.  `different`: rows with any other bit.  `worst_difference`: the largest
-    |ours - LightGBM's|, infinite where one of the two isn't finite.
-    """
-
-    rows: int
-    different: int
-    worst_difference: float
-    rows_digest: str
-    scores_digest: str
-    tree_digest: str
-    lightgbm_version: str
-
-    @property
-    def verdict(self) -> Literal["bit_equal", "different"]:
-        """`bit_equal` is what a promotion needs."""
-        return "different" if self.different else "bit_equal"
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the JSON form, `verdict` included; an infinite difference is None."""
-        worst = self.worst_difference if np.isfinite(self.worst_difference) else None
-        return asdict(self) | {"worst_difference": worst, "verdict": self.verdict}
 
 
 def parity_rows(model_text: str, sample: Floats, *, seed: int = 0) -> Floats:
@@ -83,44 +51,6 @@ def parity_rows(model_text: str, sample: Floats, *, seed: int = 0) -> Floats:
     moved = sample[bases]
     moved[np.arange(len(values)), features] = values
     return np.ascontiguousarray(np.concatenate([sample, moved]))
-
-
-def certify(
-    model_text: str, rows: Floats, raw_scores: Callable[[Floats], Floats]
-) -> ParityCertificate:
-    """Compare `raw_scores` with LightGBM on these rows, bit for bit.
-
-    `raw_scores` is the server's own path from vectors [n, F] to raw scores [n, K]; LightGBM loads
-    the text afresh, as `mlpd models reproduce` would.  Costs both predictions: about 2 s for
-    50,000 rows and 200 trees of 63 leaves.  Never raises over a difference: the verdict tells.
-
-    Raises ValidationError (`wrong_shape`): no rows, or scores of another shape.
-    """
-    if not len(rows):
-        raise ValidationError(
-            "no rows prove nothing", code="wrong_shape", hint="pass what parity_rows returns"
-        )
-    lightgbm = import_lightgbm()
-    booster = lightgbm.Booster(model_str=model_text)
-    wanted = booster.predict(rows, raw_score=True, num_threads=1)
-    expected = np.asarray(wanted, np.float64).reshape(len(rows), -1)
-    found = np.ascontiguousarray(raw_scores(rows), np.float64)
-    if found.shape != expected.shape:
-        raise ValidationError(
-            f"the raw scores are {list(found.shape)}, expected {list(expected.shape)}",
-            code="wrong_shape",
-            hint="serve the model that was exported from this text",
-        )
-    different = (found.view(np.int64) != expected.view(np.int64)).any(axis=1)
-    return ParityCertificate(
-        rows=len(rows),
-        different=int(different.sum()),
-        worst_difference=_worst(found[different], expected[different]),
-        rows_digest=_digest(rows),
-        scores_digest=_digest(expected),
-        tree_digest=parse_model(model_text).digest,
-        lightgbm_version=lightgbm.__version__,
-    )
 
 
 def _edges(
@@ -173,15 +103,3 @@ def _around_set(members: NDArray[np.int32], rng: np.random.Generator) -> list[fl
     near = np.concatenate([codes, codes + 0.75, codes + 1, codes - 1, -codes - 1])
     values: list[float] = rng.choice(near, _VALUES_PER_SET).tolist()
     return values
-
-
-def _worst(found: Floats, expected: Floats) -> float:
-    if not len(found):
-        return 0.0
-    with np.errstate(invalid="ignore"):
-        gaps = np.abs(found - expected)
-    return float(np.where(np.isnan(gaps), np.inf, gaps).max())
-
-
-def _digest(values: Floats) -> str:
-    return f"sha256:{hashlib.sha256(np.ascontiguousarray(values, '<f8').tobytes()).hexdigest()}"

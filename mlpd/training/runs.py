@@ -8,10 +8,16 @@ from typing import Any
 
 import msgpack
 
+from mlpd.core.deploys import SHADOW, canary_share
 from mlpd.core.errors import ConflictError
+from mlpd.core.time import SECOND_US
 
 ATTEMPTS_MAX = 3
 """A run lost with the daemon or its child is tried this often; a failed one is not repeated."""
+
+
+RETRY_WAIT_US = 2 * SECOND_US
+"""About how long the second attempt waits; the third four times as long, each half more or less."""
 
 
 class RunState(StrEnum):
@@ -47,8 +53,10 @@ class Run:
     """One training run, immutable: a change makes the next record.
 
     `trigger`: who or what asked.  `interval`: start and end of the schedule's data interval, or
-    None.  `deploy`: `none`, or `champion` to move the alias when the gate passes.  `progress`: the
-    last step told.  `result`: model, version, metrics, gate report.  `error`: code and message.
+    None.  `deploy`: a step as `deploys.check_deploy` reads it.  `progress`: the last step told.
+    `result`: model, version, metrics, gate report, what is deployed.  `error`: code and message.
+    `not_before_us`: when the next attempt may begin, at the earliest.  `key`: of schedule, interval
+    and definition: no two runs are queued by a schedule with one key; empty for runs by hand.
     Times are microseconds UTC.
     """
 
@@ -65,6 +73,27 @@ class Run:
     progress: Mapping[str, Any] = field(default_factory=dict)
     result: Mapping[str, Any] | None = None
     error: Mapping[str, Any] | None = None
+    not_before_us: int = 0
+    key: str = ""
+
+    @property
+    def awaits_canary(self) -> bool:
+        """Whether its version passed and is to get a share of the champion's routes."""
+        result = self.result
+        if result is None or canary_share(self.deploy) is None or "routes" in result:
+            return False
+        return bool(result["gate"]["passed"] and result["deployed"] == SHADOW)
+
+    @property
+    def is_undecided(self) -> bool:
+        """Whether something of its version is left to do."""
+        waiting = self.result is not None and self.result["gate"].get("waiting", False)
+        return bool(waiting) or self.awaits_canary
+
+    @property
+    def is_open(self) -> bool:
+        """Whether something is left to do of the run or of its version."""
+        return self.is_undecided or not self.state.finished
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values; `from_dict` takes them back."""
@@ -100,24 +129,27 @@ class Run:
             )
         return dataclasses.replace(self, state=state, **changes)
 
-    def recover(self, now_us: int) -> "Run":
-        """Return what becomes of a run that was running when the daemon ended."""
+    def recover(self, now_us: int, chance: float, cause: str) -> "Run":
+        """Return what becomes of a run whose daemon or child ended under it, by what `cause`.
+
+        `chance` in [0, 1) spreads attempts: what ended them may have been too many at once.
+        """
         if self.attempt >= ATTEMPTS_MAX:
-            error = {"code": "run_lost", "message": f"lost {self.attempt} times with the daemon"}
+            error = {
+                "code": "run_lost",
+                "message": f"lost {self.attempt} times; the last time {cause}",
+                "hint": "mlpd runs log tells how far it came. A child that ends without an answer "
+                "often lacks memory: raise [training] memory_bytes_max, or train on fewer rows.",
+            }
             return self.move(RunState.FAILED, finished_us=now_us, error=error)
-        return self.move(RunState.QUEUED, attempt=self.attempt + 1, progress={})
+        wait_us = int(RETRY_WAIT_US * 4 ** (self.attempt - 1) * (0.5 + chance))
+        changes = {"attempt": self.attempt + 1, "progress": {}, "not_before_us": now_us + wait_us}
+        return self.move(RunState.QUEUED, **changes)
 
+    def wait_us(self, now_us: int) -> int:
+        """Return how long the next attempt has to wait, 0 for none.
 
-def gate_report(gate: Mapping[str, float], metrics: Mapping[str, float]) -> dict[str, Any]:
-    """Return whether `metrics` reach the least values in `gate`, check by check.
-
-    A metric that the evaluation lacks fails its check.  log_loss, brier, rmse and mae are bounded
-    from above, the others from below.
-    """
-    checks = []
-    for name, bound in sorted(gate.items()):
-        value = metrics.get(name)
-        at_most = name in ("log_loss", "brier", "rmse", "mae")
-        passed = value is not None and (value <= bound if at_most else value >= bound)
-        checks.append({"metric": name, "bound": bound, "value": value, "passed": passed})
-    return {"passed": all(check["passed"] for check in checks), "checks": checks}
+        More than any attempt waits means that the clock was put back: then it waits no longer.
+        """
+        wait_us = self.not_before_us - now_us
+        return wait_us if 0 < wait_us <= RETRY_WAIT_US * 4**ATTEMPTS_MAX else 0

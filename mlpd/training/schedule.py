@@ -1,4 +1,4 @@
-"""When jobs are due: cron, interval, new rows or by hand, by pure arithmetic on microseconds."""
+"""When jobs are due: by cron, interval, rows, event time, another job; arithmetic alone."""
 
 import re
 from bisect import bisect_left, bisect_right
@@ -11,7 +11,7 @@ from typing import Final, NamedTuple, Self
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from mlpd.core.errors import DefinitionError
-from mlpd.core.names import check_identifier
+from mlpd.core.names import check_identifier, check_name
 from mlpd.core.time import MINUTE_US, SECOND_US, parse_duration
 
 MAX_CATCH_UP: Final = 366
@@ -198,20 +198,55 @@ class NewRows:
 
 
 @dataclass(frozen=True, slots=True)
+class Watermark:
+    """Due once the events of `source` have come past the end of an interval of `every`.
+
+    Its times are event times: "now" is the newest one, so late data delays the run.
+    """
+
+    every: Interval
+    source: str
+
+    def __post_init__(self) -> None:
+        """Refuse an impossible name."""
+        check_identifier(self.source, "source of a schedule")
+
+
+@dataclass(frozen=True, slots=True)
+class After:
+    """Due once a run of `job` has succeeded since."""
+
+    job: str
+
+    def __post_init__(self) -> None:
+        """Refuse an impossible name."""
+        check_name(self.job, "job of a schedule")
+
+
+@dataclass(frozen=True, slots=True)
 class Manual:
-    """Never due: somebody starts the job."""
+    """Never due: somebody starts the job, or an alert does."""
 
 
-Schedule = Cron | Interval | NewRows | Manual
+Schedule = Cron | Interval | NewRows | Watermark | After | Manual
 
 
 def next_due(schedule: Schedule, t_us: int) -> int | None:
     """Return the first due time > `t_us`, None where time alone doesn't decide."""
-    return schedule.next_after(t_us) if isinstance(schedule, Cron | Interval) else None
+    return next(iter(next_dues(schedule, t_us, 1)), None)
+
+
+def next_dues(schedule: Schedule, t_us: int, count: int) -> list[int]:
+    """Return the first `count` due times > `t_us`, none where time alone doesn't decide."""
+    found: list[int] = []
+    while isinstance(schedule, Cron | Interval) and len(found) < count:
+        t_us = schedule.next_after(t_us)
+        found.append(t_us)
+    return found
 
 
 def due(
-    schedule: Schedule, last_us: int, now_us: int, catch_up: str = "latest", *, new_rows: int = 0
+    schedule: Schedule, last_us: int, now_us: int, catch_up: str = "latest", *, new: int = 0
 ) -> list[DataInterval]:
     """Return the data intervals to run now, oldest first, for due times in (`last_us`, `now_us`].
 
@@ -219,14 +254,20 @@ def due(
     the job was defined): so nothing runs twice.  Of the due times since, `catch_up` runs `latest`
     (one), `all:N` (the last N, at most 366), or `skip` (one if it is at most five minutes old).
     What it leaves out is never enumerated: a call costs at most N + 1 steps of the schedule.
-    `new_rows` is what `NewRows` compares, the events of its source since `last_us`; its interval is
-    [`last_us`, `now_us`).  A clock that went back gives nothing.
+    `new` is what `NewRows` and `After` count since `last_us`: events of a source, runs of a job;
+    their interval is [`last_us`, `now_us`).  For a `Watermark` both times are event times.  A clock
+    that went back gives nothing, but to what is counted.
     """
     limit = _limit_of(catch_up)
-    if now_us <= last_us or isinstance(schedule, Manual):
+    if isinstance(schedule, Manual):
         return []
-    if isinstance(schedule, NewRows):
-        return [DataInterval(last_us, now_us)] if new_rows >= schedule.rows else []
+    if isinstance(schedule, NewRows | After):
+        needed = schedule.rows if isinstance(schedule, NewRows) else 1
+        return [DataInterval(min(last_us, now_us), now_us)] if new >= needed else []
+    if now_us <= last_us:
+        return []
+    if isinstance(schedule, Watermark):
+        schedule = schedule.every
     after_us = max(last_us, now_us - GRACE_US - 1) if catch_up == "skip" else last_us
     return list(islice(_backwards(schedule, after_us, now_us), limit))[::-1]
 
@@ -234,11 +275,16 @@ def due(
 def parse_schedule(text: str, timezone: str = "UTC") -> Schedule:
     """Return the schedule of a cron expression, or of one of the forms in words.
 
-    `manual`, `every 6h` (a duration, counted from 1970 UTC), `every 10000 rows of departures`.
+    `manual`, `every 6h` (a duration, counted from 1970 UTC), `every 10000 rows of departures`,
+    `every 1d of departures` (of its event time), `after JOB`.
     """
     match text.split():
         case ["manual"]:
             return Manual()
+        case ["after", job]:
+            return After(job)
+        case ["every", period, "of", source]:
+            return Watermark(Interval(parse_duration(period, "period of the schedule")), source)
         case ["every", period]:
             return Interval(parse_duration(period, "period of the schedule"))
         case ["every", rows, "rows", "of", source] if rows.isdecimal():
@@ -253,6 +299,11 @@ def _backwards(schedule: Cron | Interval, after_us: int, now_us: int) -> Iterato
         start_us = schedule.at_or_before(end_us - 1)
         yield DataInterval(start_us, end_us)
         end_us = start_us
+
+
+def check_catch_up(catch_up: str) -> None:
+    """Raise DefinitionError(code="invalid_schedule") unless it is skip, latest or all:N."""
+    _limit_of(catch_up)
 
 
 def _limit_of(catch_up: str) -> int:
@@ -345,5 +396,6 @@ def _invalid(text: str, problem: str) -> DefinitionError:
         f"schedule {text[:_MAX_EXPRESSION_CHARS]!r}: {problem}",
         code="invalid_schedule",
         hint='Use a cron expression like "30 2 * * mon-fri" (minute, hour, day of month, month, '
-        'day of week), "every 6h", "every 10000 rows of departures" or "manual".',
+        'day of week), "every 6h", "every 10000 rows of departures", "every 1d of departures", '
+        '"after JOB" or "manual".',
     )

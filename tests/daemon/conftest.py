@@ -1,7 +1,5 @@
 """What the daemon's tests of runs share: a job that trains in a moment, and events for it."""
 
-import asyncio
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 import numpy as np
@@ -20,8 +18,6 @@ from mlpd.core.definitions import (
 from mlpd.core.kernels import precompile
 from mlpd.daemon.app import KERNEL_MODULES
 
-DEADLINE_S = 40
-"""How long tests wait for what happens by itself: a loaded machine takes its time."""
 FIRST_US = 1_356_998_400_000_000  # 2013-01-01T00:00:00Z
 ROUNDS_FOREVER = 1_000_000
 """Trains for hours: a test ends it."""
@@ -30,18 +26,6 @@ ROUNDS_FOREVER = 1_000_000
 def pytest_collection_finish() -> None:
     """Compile kernels before any test's clock runs: on a new machine it takes up to a minute."""
     precompile(KERNEL_MODULES)
-
-
-@pytest.fixture
-def until() -> Callable[[Callable[[], Any]], Awaitable[None]]:
-    """Wait until a condition holds that nothing tells of."""
-
-    async def wait(reached: Callable[[], Any]) -> None:
-        async with asyncio.timeout(DEADLINE_S):
-            while not reached():  # noqa: ASYNC110 - no event tells
-                await asyncio.sleep(0.005)
-
-    return wait
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from mlpd.core.convert import column_of
 from mlpd.core.definitions import Entity, FeatureService, FeatureView, Source, build_document
 from mlpd.core.errors import DefinitionError
 from mlpd.daemon.app import Daemon
+from mlpd.daemon.history import Question
 from mlpd.features.ingest import parse_batch
 
 user = Entity("user")
@@ -35,7 +36,9 @@ async def joined(daemon: Daemon) -> dict[str, Any]:
         "event_time": column_of(DType.TIMESTAMP, [daemon.clock() + 1]),
         "user": column_of(DType.STRING, ["a"]),
     }
-    frame = pl.read_ipc_stream(await daemon.history.join(spine, service="s"))
+    async with daemon.history.open() as join:
+        answer = await join.run(spine, Question(service="s"))
+        frame = pl.read_ipc_stream(answer.file)
     return dict(frame.drop("event_time", "user").to_dicts()[0])
 
 
@@ -51,7 +54,7 @@ async def test_a_column_that_comes_back_with_another_type_is_refused(
     await daemon.definitions.apply(between)
     wanted = document({"user": "string", "x": "int64"})
     with pytest.raises(DefinitionError, match="'x' is float64 in its events"):
-        daemon.definitions.plan(wanted)
+        await daemon.definitions.plan(wanted)
     with pytest.raises(DefinitionError, match="'x' is float64 in its events") as refused:
         await daemon.definitions.apply(wanted)
     assert refused.value.code == "column_type"
@@ -87,7 +90,7 @@ async def test_events_that_arrive_during_the_apply_keep_their_type(
             {"at": [daemon.clock() - 1], "user": ["a"], "x": [1.5]},
             now_us=daemon.clock(),
         )
-        daemon.writer.write_blocking(lambda txn: daemon.ingest._write(txn, [batch]))
+        daemon.writer.write_blocking(lambda txn: daemon.ingest._write(txn, [batch], None))
         return found
 
     monkeypatch.setattr(daemon.definitions, "_survey", check_then_send)

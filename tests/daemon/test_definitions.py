@@ -167,3 +167,18 @@ async def test_a_store_without_the_running_version_is_taken_over(open_daemon: An
         assert read(daemon)["load.count_1h"] == 3
         await daemon.definitions.apply(document("2h"))
         assert read(daemon)["load.count_2h"] == 3
+
+
+async def test_a_feature_may_be_called_as_any_part_of_a_row(daemon: Daemon) -> None:
+    names = ["version", "flags", "event_us", "known_us", "sequence", "nulls", "features"]
+    source = Source(
+        "odd", timestamp="at", schema={"user": "string", **dict.fromkeys(names, "string")}
+    )
+    view = FeatureView("odd_names", user, source, names)
+    await daemon.definitions.apply(
+        build_document([user, source, view, FeatureService("s", [view])])
+    )
+    sent = {"at": [daemon.clock()], "user": ["a"], **{name: [name] for name in names}}
+    batch = parse_batch(daemon.state.catalog.definitions.source("odd"), sent, now_us=daemon.clock())
+    await daemon.ingest.ingest([batch])
+    assert read(daemon) == {f"odd_names.{name}": name for name in names}

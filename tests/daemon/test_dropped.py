@@ -28,6 +28,7 @@ from mlpd.features.ingest import parse_batch
 from mlpd.storage.environment import Environment
 from mlpd.storage.files import DataDirectory
 from mlpd.storage.tables import Table
+from tests.conftest import until
 
 USERS = 1_000
 MANY = 10_000
@@ -83,7 +84,7 @@ def counted(daemon: Daemon) -> set[Any]:
     return set(daemon.read.read(closure, given).frame.columns["load.count_1h"].to_list())
 
 
-async def test_a_dropped_view_leaves_no_rows(daemon: Daemon, until: Any) -> None:
+async def test_a_dropped_view_leaves_no_rows(daemon: Daemon) -> None:
     await daemon.definitions.apply(document(load=True))
     await send(daemon)
     assert rows_by_view(daemon) == running(daemon)
@@ -95,7 +96,7 @@ async def test_a_dropped_view_leaves_no_rows(daemon: Daemon, until: Any) -> None
     assert daemon.writer.stats.operations - before > 10  # never all at once
 
 
-async def test_older_tiles_of_a_dropped_view_go_with_it(daemon: Daemon, until: Any) -> None:
+async def test_older_tiles_of_a_dropped_view_go_with_it(daemon: Daemon) -> None:
     await daemon.definitions.apply(document(load=True, window="7d"))
     source = daemon.state.catalog.definitions.source("clicks")
     times = [daemon.clock() - hours * HOUR_US for hours in range(1, 40)]
@@ -107,7 +108,7 @@ async def test_older_tiles_of_a_dropped_view_go_with_it(daemon: Daemon, until: A
     assert rows_of(daemon, Table.TILES) == 0
 
 
-async def test_a_changed_view_leaves_no_rows_of_its_old_form(daemon: Daemon, until: Any) -> None:
+async def test_a_changed_view_leaves_no_rows_of_its_old_form(daemon: Daemon) -> None:
     await daemon.definitions.apply(document(load=True, window="2h"))
     await send(daemon)
     await daemon.definitions.apply(document(load=True))
@@ -116,9 +117,7 @@ async def test_a_changed_view_leaves_no_rows_of_its_old_form(daemon: Daemon, unt
     assert counted(daemon) == {1}
 
 
-async def test_a_view_that_comes_back_during_the_removal_is_whole(
-    daemon: Daemon, until: Any
-) -> None:
+async def test_a_view_that_comes_back_during_the_removal_is_whole(daemon: Daemon) -> None:
     await daemon.definitions.apply(document(load=True))
     await send(daemon)
     await daemon.definitions.apply(document(load=False))
@@ -131,7 +130,7 @@ async def test_a_view_that_comes_back_during_the_removal_is_whole(
     assert counted(daemon) == {2}
 
 
-async def test_a_removal_goes_on_after_a_restart(open_daemon: Any, until: Any) -> None:
+async def test_a_removal_goes_on_after_a_restart(open_daemon: Any) -> None:
     async with open_daemon() as daemon:
         await daemon.definitions.apply(document(load=True))
         await send(daemon)
@@ -176,9 +175,7 @@ def stored(directory: Path) -> tuple[int, int, dict[int, int]]:
     return kept, len(keys) - kept, marks
 
 
-async def test_what_was_dropped_before_there_were_marks_is_found(
-    open_daemon: Any, until: Any
-) -> None:
+async def test_what_was_dropped_before_there_were_marks_is_found(open_daemon: Any) -> None:
     async with open_daemon() as daemon:
         await daemon.definitions.apply(document(load=True))
         await send(daemon)
@@ -195,7 +192,7 @@ async def test_what_was_dropped_before_there_were_marks_is_found(
 
 
 async def test_a_backfill_that_fails_leaves_nothing_to_the_next_one(
-    daemon: Daemon, until: Any, monkeypatch: pytest.MonkeyPatch
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The child dies after half of the history: its rows must not count twice."""
     await daemon.definitions.apply(document(load=False))

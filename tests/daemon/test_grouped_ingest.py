@@ -18,6 +18,7 @@ from mlpd.core.definitions import (
     WindowView,
     build_document,
 )
+from mlpd.core.errors import OverloadedError
 from mlpd.core.time import MINUTE_US
 from mlpd.daemon import ingest as ingest_module
 from mlpd.daemon.app import Daemon
@@ -25,6 +26,7 @@ from mlpd.daemon.ingest import Ingested, _Pending
 from mlpd.daemon.read import given_columns
 from mlpd.features.ingest import parse_batch
 from mlpd.storage.transactions import WriteTransaction
+from mlpd.storage.writer import QUEUE_BYTES_MAX
 
 USERS = ["a", "b", "c"]
 
@@ -89,9 +91,9 @@ def updates(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     rows: list[int] = []
     apply: Callable[..., None] = ingest_module.apply_batch
 
-    def counted(txn: Any, views: Any, columns: Any, stamps: Any, newest_us: int) -> None:
+    def counted(txn: Any, views: Any, columns: Any, stamps: Any, *rest: Any) -> None:
         rows.append(len(stamps.sequences))
-        apply(txn, views, columns, stamps, newest_us)
+        apply(txn, views, columns, stamps, *rest)
 
     monkeypatch.setattr(ingest_module, "apply_batch", counted)
     return rows
@@ -155,3 +157,19 @@ async def test_what_fails_in_a_group_fails_alone(
         at_us = daemon.clock() + MINUTE_US
         found = features(daemon, at_us)
     assert found == await expected(open_daemon, tmp_path / "one by one", batches, at_us)
+
+
+async def test_long_lists_and_texts_fill_the_writers_queue(daemon: Daemon) -> None:
+    source = Source("notes", timestamp="at", schema={"text": "string", "near": "list[float64]"})
+    await daemon.definitions.apply(build_document([source]))
+    spec = daemon.state.catalog.definitions.source("notes")
+    columns = {"at": [1] * 100, "text": ["x" * 100_000] * 100, "near": [[0.5] * 1_000] * 100}
+    batch = parse_batch(spec, columns, now_us=daemon.clock())
+    assert 10_800_000 < batch.size_bytes < 10_900_000
+    fit = QUEUE_BYTES_MAX // batch.size_bytes
+    async with one_group(daemon):
+        waiting = [asyncio.create_task(daemon.ingest.ingest([batch])) for _ in range(fit)]
+        await asyncio.sleep(0)
+        with pytest.raises(OverloadedError):
+            await daemon.ingest.ingest([batch])
+    assert [done.accepted for done in await asyncio.gather(*waiting)] == [100] * fit

@@ -9,6 +9,7 @@ from mlpd.core.definitions import (
     Aggregate,
     Entity,
     FeatureService,
+    FeatureView,
     Source,
     WindowView,
     build_document,
@@ -16,7 +17,7 @@ from mlpd.core.definitions import (
 from mlpd.core.errors import OverloadedError, UnavailableError
 from mlpd.daemon.app import Daemon
 from mlpd.daemon.read import ReadResult, given_columns
-from mlpd.daemon.read_pool import OFF_LOOP_ROWS, ReadPool
+from mlpd.daemon.read_pool import OFF_LOOP_ROWS, ReadPool, rows_worth
 from mlpd.features.ingest import parse_batch
 
 MANY = OFF_LOOP_ROWS + 1
@@ -95,3 +96,17 @@ async def test_a_read_in_a_thread_sees_exactly_what_was_known_at_its_moment(
         # The first sequence is that of the definitions.
         assert values == [result.sequence - 1] * MANY
         assert sum(k <= result.t_us for k in known) == values[0]
+
+
+async def test_rows_of_lists_and_long_vectors_count_for_more(daemon: Daemon) -> None:
+    types = {"x": "float64", "near": "vector[float32, 128]", "tags": "list[string]"}
+    source = Source("s", timestamp="at", schema={"user": "string", **types})
+    latest = FeatureView("latest", user, source, list(types))
+    services = [FeatureService(f"with_{name}", [latest[name]]) for name in types]
+    await daemon.definitions.apply(build_document([user, source, latest, *services]))
+    plain, vector, lists = (daemon.read.closure(f"with_{name}") for name in types)
+    assert [rows_worth(plain, n) for n in (0, 1, 10_000)] == [0, 1, 10_000]
+    assert rows_worth(vector, 1) == 33
+    assert rows_worth(vector, 4) > OFF_LOOP_ROWS > rows_worth(vector, 3)
+    assert rows_worth(lists, 0) == 0
+    assert rows_worth(lists, 1) > OFF_LOOP_ROWS

@@ -13,6 +13,7 @@ from mlpd.core.time import DAY_US, HOUR_US
 from mlpd.daemon.app import Daemon
 from mlpd.daemon.predictions import Prediction, PredictionIds, prediction_key
 from mlpd.storage.tables import Table
+from tests.conftest import until
 
 NOW_US = 1_700_000_000_000_000
 LONG_AGO_US = 1_380_000_000_000_000
@@ -86,7 +87,8 @@ async def test_rows_go_by_when_they_were_served_not_by_their_own_time(
     assert keeper.writer.stats.operations - before >= 3  # never all at once
     assert counts(keeper) == {"predictions": 100, "labels": 50, "served": 4, "orphans": 0}
     assert has_labels(keeper, new) == [True] * 50 + [False] * 50
-    assert keeper.retention.removed == {"predictions": 700, "labels": 300, "orphans": 0}
+    removed = {"predictions": 700, "labels": 300, "orphans": 0, "event_ids": 0}
+    assert keeper.retention.removed == removed
 
 
 async def test_orphans_are_bounded_in_number(keeper: Daemon) -> None:
@@ -117,7 +119,7 @@ async def test_orphans_are_bounded_in_age(keeper: Daemon, clock: Clock) -> None:
 
 
 async def test_what_a_stop_interrupts_goes_on_after_the_restart(
-    open_daemon: Any, clock: Clock, until: Any
+    open_daemon: Any, clock: Clock
 ) -> None:
     config = Config(predictions=KEPT)
     async with open_daemon(config=config, clock=clock) as daemon:
@@ -139,5 +141,5 @@ async def test_what_was_removed_is_told_to_prometheus(keeper: Daemon, clock: Clo
     clock.now_us += 31 * DAY_US
     await keeper.retention.run()
     body, _ = await keeper.monitor.expose_metrics("")
-    assert b'mlpd_removed_rows_total{what="predictions"} 10' in body
-    assert b'mlpd_removed_rows_total{what="orphans_over_limit"} 0' in body
+    assert b'mlpd_removed_rows_total{kind="predictions"} 10' in body
+    assert b'mlpd_removed_rows_total{kind="orphans_over_limit"} 0' in body

@@ -23,20 +23,21 @@ from mlpd.core.definitions import (
     build_document,
     transform,
 )
-from mlpd.core.errors import ConflictError, ValidationError
+from mlpd.core.errors import ConflictError, InternalError, ValidationError
 from mlpd.core.specs import Closure
 from mlpd.core.time import SECOND_US
 from mlpd.core.vector import VectorFeature, Vectorizer
 from mlpd.features.assemble import FeatureFrame
 from mlpd.features.catalog import Catalog, build_catalog
 from mlpd.features.ingest import apply_batch
-from mlpd.features.offline import Events, Spine, join_history
+from mlpd.features.kernels import load_feature_kernels
+from mlpd.features.offline import Events, JoinOptions, Spine, join_history
 from mlpd.features.on_stale import apply_on_stale
 from mlpd.features.online import read_online
 from mlpd.features.stamps import Stamps
 from mlpd.features.status import Status
-from mlpd.features.windows import load_window_kernels
 from mlpd.storage.environment import Environment
+from mlpd.storage.tables import Table
 from mlpd.storage.transactions import WriteTransaction
 from mlpd.storage.writer import Writer
 
@@ -149,8 +150,7 @@ class Store:
         spine = Spine(given, np.full(len(given["rider"]), NOW_US))
         return join_history(
             *(self.catalog, self.closure, spine, self._load),
-            mode="as_known",
-            keep_stale=keep_stale,
+            JoinOptions(keep_stale=keep_stale),
         )
 
     def _load(self, source: str, columns: tuple[str, ...]) -> Events:
@@ -171,7 +171,7 @@ def catalog(tmp_path_factory: pytest.TempPathFactory) -> Catalog:
         version=1,
         view_ids={},
         next_view_id=1,
-        kernels=load_window_kernels(),
+        kernels=load_feature_kernels(),
         cache=tmp_path_factory.mktemp("kernels"),
     )
 
@@ -251,6 +251,23 @@ def test_rows_read_alone_equal_rows_read_together_to_the_bit(store: Store) -> No
         alone = store.read({name: column.take(row) for name, column in given.items()})
         assert values_of(alone) == values_of(together, row)
         assert values_of(together.take(row)) == values_of(together, row)
+
+
+@pytest.mark.parametrize("view", ["last_trip", "last_here", "load"])
+def test_a_damaged_value_is_refused_by_its_views_name(store: Store, view: str) -> None:
+    store.ingest(random_rows(60, seed=1))
+    given, damaged = request(SPINE), store.catalog.views[view].view_id
+
+    def get_many(table: Table, keys: Sequence[bytes]) -> Sequence[bytes | None]:
+        with store.environment.snapshot() as snapshot:
+            values = snapshot.get_many(table, keys)
+        return [
+            value[:8] if value and key[2:6] == damaged.to_bytes(4, "big") else value
+            for key, value in zip(keys, values, strict=True)
+        ]
+
+    with pytest.raises(InternalError, match=f"'{view}'"):
+        read_online(store.catalog, store.closure, given, get_many, NOW_US)
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -15,9 +15,10 @@ import pytest
 from mlpd.core.columns import DType
 from mlpd.core.convert import column_of
 from mlpd.core.document import parse_document
+from mlpd.features.kernels import load_feature_kernels
 from mlpd.features.stamps import Stamps
 from mlpd.features.tiles import MIN_RECENT
-from mlpd.features.windows import WindowPlan, load_window_kernels
+from mlpd.features.windows import WindowPlan
 
 pytestmark = pytest.mark.timeout(300)  # the first test may wait for the kernels' compiler
 
@@ -141,7 +142,7 @@ def build_plan(min_recent: int) -> WindowPlan:
             "views": {"v": view},
         }
     )
-    kernels = load_window_kernels(boundscheck=True)
+    kernels = load_feature_kernels(boundscheck=True)
     view_spec, source = definitions.views["v"], definitions.sources["s"]
     return WindowPlan.build(view_spec, source, kernels, min_recent=min_recent)
 

@@ -11,11 +11,14 @@ import pytest
 from mlpd.core.columns import Column, DType
 from mlpd.core.document import parse_document
 from mlpd.core.errors import DefinitionError, InternalError
+from mlpd.core.hashing import hash_values
 from mlpd.core.specs import SourceSpec, ViewSpec
 from mlpd.core.time import DAY_US, HOUR_US, MINUTE_US
+from mlpd.features.ewma_kernel import weight_of
+from mlpd.features.kernels import FeatureKernels, load_feature_kernels
 from mlpd.features.stamps import Stamps
 from mlpd.features.tiles import build_layout, decode_tiles
-from mlpd.features.windows import WindowKernels, WindowPlan, load_window_kernels
+from mlpd.features.windows import WindowPlan
 
 pytestmark = pytest.mark.timeout(300)  # the first test may wait for the kernels' compiler
 
@@ -24,8 +27,8 @@ T0 = 1_000 * HOUR_US
 
 
 @pytest.fixture(scope="session")
-def kernels() -> WindowKernels:
-    return load_window_kernels(boundscheck=True)
+def kernels() -> FeatureKernels:
+    return load_feature_kernels(boundscheck=True)
 
 
 def definitions(windows: list[str], aggregates: list[dict[str, Any]], **more: Any) -> Any:
@@ -91,7 +94,7 @@ def update(plan: WindowPlan, value: bytes | None, rows: list[tuple[int, Any, Any
     )
 
 
-def test_a_value_has_the_documented_words(kernels: WindowKernels) -> None:
+def test_a_value_has_the_documented_words(kernels: FeatureKernels) -> None:
     view, source = build(["1h", "1d"], EVERY_PIECE)
     plan = WindowPlan.build(view, source, kernels)
     (value,) = update(
@@ -130,16 +133,88 @@ def test_a_value_has_the_documented_words(kernels: WindowKernels) -> None:
     assert value == head + tile(T0 // (5 * MINUTE_US)) + tile(T0 // HOUR_US)
 
 
-def test_a_stream_without_values_holds_neutral_words(kernels: WindowKernels) -> None:
+def test_weighted_sums_have_the_documented_words(kernels: FeatureKernels) -> None:
+    ewma = {"name": "e", "function": "ewma", "input": "x", "half_life": "2h"}
+    other = {"name": "k", "function": "ewma", "input": "k", "half_life": "1h"}
+    view, source = build(["1h"], [ewma, other, {"name": "n", "function": "count", "input": "x"}])
+    plan = WindowPlan.build(view, source, kernels)
+    (value,) = update(plan, None, [(T0, 3.0, 2), (T0 + 60_000_000, None, 7)]).recent
+    assert value is not None
+    at, half = struct.unpack_from("<I", value, 4)[0], weight_of(0.0)
+    streams = [
+        ["x", None, 2, [[2, 1], [9, 2]], 2 * HOUR_US],
+        ["k", None, 1, [[2, 7], [9, 8]], HOUR_US],
+        ["x", None, 2, [[2, 13]]],
+    ]
+    shape = [streams, [5 * MINUTE_US], [HOUR_US]]
+    assert at == zlib.crc32(json.dumps(shape, separators=(",", ":")).encode()) >> 1
+    assert half == 0.5
+    # x at an even hour: its count, exponent, 3 halves and a half.
+    assert value[32:88] == struct.pack("<qqqdddd", T0 // (5 * MINUTE_US), 1, 500, 1.5, 0, 0.5, 0)
+    count, exponent, total, _, weight, _ = struct.unpack_from("<qqdddd", value, 88)
+    later = weight_of(1 / 60)
+    assert (count, exponent, weight, total) == (2, 1000, half + later, 2 * half + 7 * later)
+
+
+def test_a_sketch_has_the_documented_words(kernels: FeatureKernels) -> None:
+    distinct = {"name": "d", "function": "approx_distinct", "input": "k"}
+    plan = WindowPlan.build(*build(["1h"], [distinct]), kernels)
+    (value,) = update(plan, None, [(T0, None, k) for k in (5, 7, 5)]).recent
+    assert value is not None
+    hashes = sorted(hash_values(np.array([5, 7])).tolist())
+    assert struct.unpack("<35q", value[32:])[1:] == (3, 2, *hashes, *[0] * 30)
+    (value,) = update(plan, value, [(T0, None, k) for k in range(33)]).recent
+    assert value is not None
+    shape = [[["k", None, 3, [[2, 1], [10, 2]]]], [5 * MINUTE_US], [HOUR_US]]
+    checksum = zlib.crc32(json.dumps(shape, separators=(",", ":")).encode()) >> 1
+    assert struct.unpack_from("<II", value) == (2, checksum)
+    registers = [0] * 320
+    for hashed in hash_values(np.arange(33)).view(np.uint64).tolist():
+        upper, lower = divmod(hashed, 2**32)
+        index = upper * 320 >> 32
+        registers[index] = max(registers[index], 33 - lower.bit_length())
+    words = [sum(registers[i * 10 + j] << 6 * j for j in range(10)) for i in range(32)]
+    assert struct.unpack("<35q", value[32:])[1:] == (36, 33, *words)
+
+
+def test_lists_have_the_documented_words(kernels: FeatureKernels) -> None:
+    latest = {"name": "l", "function": "last_n", "input": "k", "n": 2}
+    counts = {"name": "t", "function": "topk", "input": "x", "k": 2}
+    plan = WindowPlan.build(*build(["1h"], [latest, counts]), kernels)
+    rows = [(T0 + 9, -0.0, 5), (T0, -3.0, 7), (T0 + 7, 0.0, 6)]
+    (value,) = update(plan, None, rows).recent
+    assert value is not None
+    shape = [
+        [["k", None, 1, [[2, 1], [11, 2]], 2], ["x", None, 2, [[2, 11], [12, 12]], 2]],
+        [5 * MINUTE_US],
+        [HOUR_US],
+    ]
+    checksum = zlib.crc32(json.dumps(shape, separators=(",", ":")).encode()) >> 1
+    assert struct.unpack_from("<II", value) == (2, checksum)
+    known = T0 + HOUR_US
+    lowest = struct.unpack("<q", struct.pack("<d", -3.0))[0] ^ INT64_MAX
+    assert struct.unpack("<77q", value[32:])[1:] == (
+        *(3, 2, 6, T0 + 7, known, 3, 5, T0 + 9, known, 1),
+        *(3, 2, lowest, 1, 0, 2, *[0] * 60),
+    )
+
+
+def test_a_stream_without_values_holds_neutral_words(kernels: FeatureKernels) -> None:
     view, source = build(["1h"], EVERY_PIECE)
     plan = WindowPlan.build(view, source, kernels)
     (value,) = update(plan, None, [(T0, float("nan"), 5)]).recent
     (tiles,) = decode_tiles(plan.layout, value).by_hop.values()
     assert tiles[0, 1:8].tolist() == [0, 0, 0, 0, 0, INT64_MAX, INT64_MIN]
     assert tiles[0, 9:12].tolist() == [0, 0, 0]
+    ewma = {"name": "e", "function": "ewma", "input": "x", "half_life": "2h"}
+    distinct = {"name": "d", "function": "approx_distinct", "input": "x"}
+    plan = WindowPlan.build(*build(["1h"], [ewma, distinct]), kernels)
+    (value,) = update(plan, None, [(T0, float("nan"), 5)]).recent
+    (tiles,) = decode_tiles(plan.layout, value).by_hop.values()
+    assert tiles[0, 1:].tolist() == [0, -(2**62), 0, 0, 0, 0, 0, *[0] * 33]
 
 
-def test_tiles_are_sorted_and_only_there_with_events(kernels: WindowKernels) -> None:
+def test_tiles_are_sorted_and_only_there_with_events(kernels: FeatureKernels) -> None:
     view, source = build(["1h", "1d"], EVERY_PIECE)
     plan = WindowPlan.build(view, source, kernels)
     minutes = [50, 10, 30, 11, 50, 0]
@@ -153,7 +228,7 @@ def test_tiles_are_sorted_and_only_there_with_events(kernels: WindowKernels) -> 
     assert coarse[:, [0, 8]].tolist() == [[T0 // HOUR_US, 6]]
 
 
-def test_an_update_drops_what_no_later_read_needs(kernels: WindowKernels) -> None:
+def test_an_update_drops_what_no_later_read_needs(kernels: FeatureKernels) -> None:
     view, source = build(["1h", "1d"], EVERY_PIECE)
     plan = WindowPlan.build(view, source, kernels)
     old = [T0 + HOUR_US - DAY_US, T0 - 1, T0, T0 + HOUR_US]
@@ -165,7 +240,7 @@ def test_an_update_drops_what_no_later_read_needs(kernels: WindowKernels) -> Non
 
 
 def test_rows_beyond_all_retentions_change_nothing_and_are_counted(
-    kernels: WindowKernels,
+    kernels: FeatureKernels,
 ) -> None:
     view, source = build(["1h", "1d"], EVERY_PIECE)
     plan = WindowPlan.build(view, source, kernels)
@@ -175,7 +250,7 @@ def test_rows_beyond_all_retentions_change_nothing_and_are_counted(
     assert updated.late_rows == 2
 
 
-def test_a_value_never_outgrows_its_windows(kernels: WindowKernels) -> None:
+def test_a_value_never_outgrows_its_windows(kernels: FeatureKernels) -> None:
     view, source = build(["1h"], [{"name": "n", "function": "count"}])
     plan = WindowPlan.build(view, source, kernels)
     value = None
@@ -198,7 +273,7 @@ def test_a_value_never_outgrows_its_windows(kernels: WindowKernels) -> None:
 class Values:
     """Both values of one entity of a view of a day by the hour, as LMDB would keep them."""
 
-    def __init__(self, kernels: WindowKernels) -> None:
+    def __init__(self, kernels: FeatureKernels) -> None:
         view, source = build(["1d"], [{"name": "n", "function": "count"}])
         self.plan = WindowPlan.build(view, source, kernels)
         self.recent: bytes | None = None
@@ -240,7 +315,7 @@ class Values:
         return columns["n_1d"].to_list()[0]
 
 
-def test_tiles_beyond_eight_become_older_ones_but_for_four(kernels: WindowKernels) -> None:
+def test_tiles_beyond_eight_become_older_ones_but_for_four(kernels: FeatureKernels) -> None:
     values = Values(kernels)
     for hours in range(8):
         values.add(hours)
@@ -265,7 +340,7 @@ def test_tiles_beyond_eight_become_older_ones_but_for_four(kernels: WindowKernel
     assert [int(index) - T0 // HOUR_US for index in tiles[:, 0]] == list(range(4, 29))
 
 
-def test_a_late_event_finds_its_tile_among_the_older_ones(kernels: WindowKernels) -> None:
+def test_a_late_event_finds_its_tile_among_the_older_ones(kernels: FeatureKernels) -> None:
     values = Values(kernels)
     for hours in range(18):
         values.add(hours)
@@ -277,7 +352,7 @@ def test_a_late_event_finds_its_tile_among_the_older_ones(kernels: WindowKernels
     assert values.asked == asked + 1
 
 
-def test_older_tiles_that_nobody_needs_are_deleted(kernels: WindowKernels) -> None:
+def test_older_tiles_that_nobody_needs_are_deleted(kernels: FeatureKernels) -> None:
     values = Values(kernels)
     for hours in range(9):
         values.add(hours)
@@ -310,7 +385,7 @@ def test_a_view_with_too_many_tiles_is_refused() -> None:
         lambda value: value[:16] + struct.pack("<q", 2**40) + value[24:],
     ],
 )
-def test_a_damaged_value_is_refused(kernels: WindowKernels, spoil: Any) -> None:
+def test_a_damaged_value_is_refused(kernels: FeatureKernels, spoil: Any) -> None:
     view, source = build(["1h"], EVERY_PIECE)
     plan = WindowPlan.build(view, source, kernels)
     (value,) = update(plan, None, [(T0, 1.0, 5)]).recent
@@ -320,7 +395,7 @@ def test_a_damaged_value_is_refused(kernels: WindowKernels, spoil: Any) -> None:
         update(plan, spoil(value), [(T0, 1.0, 5)])
 
 
-def test_a_value_of_another_layout_is_refused(kernels: WindowKernels) -> None:
+def test_a_value_of_another_layout_is_refused(kernels: FeatureKernels) -> None:
     plan = WindowPlan.build(*build(["1h"], EVERY_PIECE), kernels)
     other = WindowPlan.build(*build(["2h"], EVERY_PIECE), kernels)
     (value,) = update(plan, None, [(T0, 1.0, 5)]).recent

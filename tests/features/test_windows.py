@@ -17,10 +17,12 @@ from mlpd.core.convert import column_of
 from mlpd.core.document import parse_document
 from mlpd.core.errors import InternalError, NotFoundError, ValidationError
 from mlpd.core.specs import AggregateSpec, SourceSpec, ViewSpec
-from mlpd.features import update_kernel, window_kernel
+from mlpd.features import read_kernel, update_kernel, window_kernel
+from mlpd.features.kernels import FeatureKernels, load_feature_kernels
 from mlpd.features.stamps import Stamps
 from mlpd.features.tiles import MIN_RECENT
-from mlpd.features.windows import WindowKernels, WindowPlan, load_window_kernels
+from mlpd.features.windows import WindowPlan
+from tests.features.reference import check_distinct, check_ewma
 
 pytestmark = pytest.mark.timeout(300)  # the first test may wait for the kernels' compiler
 
@@ -84,6 +86,9 @@ def check(function: str, values: list[Any], got: Any) -> None:
     """Assert that `got` is the aggregate of `values`, in the order of their stamps."""
     if function == "count":
         assert got == len(values)
+        return
+    if function == "approx_distinct":
+        check_distinct(values, got)
         return
     if not values:
         assert got == (0 if function == "sum" else None)
@@ -165,6 +170,15 @@ AGGREGATES: list[dict[str, Any]] = [
         for column in ("x", "k")
         for function in ("count", "sum", "mean", "min", "max", "var", "std", "first", "last")
     ),
+    {"name": "x_ewma", "function": "ewma", "input": "x", "half_life": "7us"},
+    {"name": "x_slow", "function": "ewma", "input": "x", "half_life": "1d", "filter": "k > 0"},
+    {"name": "k_ewma", "function": "ewma", "input": "k", "half_life": "1us"},
+    {"name": "late_ewma", "function": "ewma", "input": "late", "half_life": "7us"},
+    *(
+        {"name": f"{column}_distinct", "function": "approx_distinct", "input": column}
+        for column in ("x", "k", "name", "late")
+    ),
+    {"name": "few_names", "function": "approx_distinct", "input": "name", "filter": "k > 0"},
 ]
 
 
@@ -194,8 +208,8 @@ def build_view(**overrides: Any) -> tuple[ViewSpec, SourceSpec]:
 
 
 @pytest.fixture(scope="session")
-def kernels() -> WindowKernels:
-    return load_window_kernels(boundscheck=True)
+def kernels() -> FeatureKernels:
+    return load_feature_kernels(boundscheck=True)
 
 
 def columns_of(rows: list[dict[str, Any]]) -> Columns:
@@ -293,8 +307,12 @@ def check_rows(
         for aggregate in view.aggregates:
             for window in range(len(view.windows_us)):
                 inside = [e for e in seen if in_window(view, window, e.event_us, t_us)]
-                values = [value for _, value in values_of(inside, aggregate, SELECTS)]
-                check(aggregate.function, values, next(results))
+                values = values_of(inside, aggregate, SELECTS)
+                if aggregate.function == "ewma":
+                    aged = [(t_us - stamp[0], value) for stamp, value in values]
+                    check_ewma(aged, aggregate.parameter, next(results))
+                else:
+                    check(aggregate.function, [value for _, value in values], next(results))
 
 
 # --- strategies ----------------------------------------------------------------------------------
@@ -356,7 +374,7 @@ def stories(draw: st.DrawFn, rows: st.SearchStrategy[dict[str, Any]] = ROWS) -> 
 @settings(max_examples=30, deadline=None)
 @given(story=stories())
 def test_online_reads_equal_both_joins_and_the_reference(
-    kernels: WindowKernels, closed: str, min_recent: int, story: Story
+    kernels: FeatureKernels, closed: str, min_recent: int, story: Story
 ) -> None:
     view, source = build_view(closed=closed)
     plan = WindowPlan.build(view, source, kernels, min_recent=min_recent)
@@ -378,7 +396,7 @@ def test_online_reads_equal_both_joins_and_the_reference(
 @settings(max_examples=30, deadline=None)
 @given(story=stories(), data=st.data())
 def test_a_join_at_any_time_equals_the_reference(
-    kernels: WindowKernels, closed: str, mode: str, story: Story, data: st.DataObject
+    kernels: FeatureKernels, closed: str, mode: str, story: Story, data: st.DataObject
 ) -> None:
     view, source = build_view(closed=closed)
     plan = WindowPlan.build(view, source, kernels)
@@ -392,7 +410,7 @@ def test_a_join_at_any_time_equals_the_reference(
 @settings(max_examples=30, deadline=None)
 @given(story=stories(), data=st.data())
 def test_batches_and_tiles_may_be_split_anywhere(
-    kernels: WindowKernels, story: Story, data: st.DataObject
+    kernels: FeatureKernels, story: Story, data: st.DataObject
 ) -> None:
     plan = WindowPlan.build(*build_view(), kernels)
     whole = Online(plan)
@@ -412,7 +430,7 @@ def test_batches_and_tiles_may_be_split_anywhere(
 @settings(max_examples=30, deadline=None)
 @given(story=stories(), data=st.data())
 def test_a_subset_of_features_has_the_bits_of_all(
-    kernels: WindowKernels, story: Story, data: st.DataObject
+    kernels: FeatureKernels, story: Story, data: st.DataObject
 ) -> None:
     plan = WindowPlan.build(*build_view(), kernels)
     names = list(plan.layout.outputs)
@@ -446,11 +464,11 @@ def feature(plan: WindowPlan, events: list[Event], t_us: int, name: str) -> Any:
 
 
 @pytest.fixture(scope="module")
-def plan(kernels: WindowKernels) -> WindowPlan:
+def plan(kernels: FeatureKernels) -> WindowPlan:
     return WindowPlan.build(*build_view(), kernels)
 
 
-def test_an_event_at_t_is_in_when_closed_on_the_right_only(kernels: WindowKernels) -> None:
+def test_an_event_at_t_is_in_when_closed_on_the_right_only(kernels: FeatureKernels) -> None:
     for closed, expected in (("left", 0), ("right", 1)):
         plan = WindowPlan.build(*build_view(closed=closed), kernels)
         assert join(plan, [event(1, 100)], [(0, 100, 1)], "as_known", ("count_10us",)) == [
@@ -459,7 +477,7 @@ def test_an_event_at_t_is_in_when_closed_on_the_right_only(kernels: WindowKernel
 
 
 def test_an_event_at_the_start_of_a_window_is_in_when_closed_on_the_left_only(
-    kernels: WindowKernels,
+    kernels: FeatureKernels,
 ) -> None:
     for closed, expected in (("left", 1), ("right", 0)):
         plan = WindowPlan.build(*build_view(closed=closed), kernels)
@@ -471,7 +489,7 @@ def test_an_entity_never_seen_reads_as_an_empty_window(plan: WindowPlan) -> None
     names = tuple(plan.layout.outputs)
     columns = plan.read([None], [None], 100, names)
     for name, column in columns.items():
-        zero = "count" in name or "_sum_" in name or name.startswith(("names", "few"))
+        zero = any(part in name for part in ("count", "_sum_", "names", "few", "distinct"))
         assert column.to_list() == ([0] if zero else [None]), name
 
 
@@ -530,7 +548,7 @@ def test_zeros_of_both_signs_have_an_order(plan: WindowPlan) -> None:
         assert repr(feature(plan, events, 110, "x_last_10us")) == repr(values[1])
 
 
-def test_float32_inputs_read_as_float64(kernels: WindowKernels) -> None:
+def test_float32_inputs_read_as_float64(kernels: FeatureKernels) -> None:
     aggregates = [{"name": "f_max", "function": "max", "input": "f"}]
     plan = WindowPlan.build(*build_view(aggregates=aggregates), kernels)
     value = feature(plan, [event(1, 100, f=0.1)], 101, "f_max_10us")
@@ -598,17 +616,17 @@ def test_a_sum_does_not_depend_on_the_order_of_arrival(plan: WindowPlan) -> None
     assert mean == float(sum(map(Fraction, values)) / 200)
 
 
-def test_plain_python_kernels_give_the_same_bits(kernels: WindowKernels) -> None:
+def test_plain_python_kernels_give_the_same_bits(kernels: FeatureKernels) -> None:
     rng = np.random.default_rng(6)
     events = [
         Event(0, 100 + i - int(rng.integers(0, 9)), 100 + i, i + 1, {"x": x, "k": int(x * 100)})
         for i, x in enumerate(rng.normal(size=30).tolist())
     ]
     spine = [(0, t, 0) for t in range(95, 160, 7)]
-    python = SimpleNamespace(**{**vars(update_kernel), **vars(window_kernel)})
+    python = SimpleNamespace(**{**vars(update_kernel), **vars(window_kernel), **vars(read_kernel)})
     plans = [
         WindowPlan.build(*build_view(), module, min_recent=1)
-        for module in (kernels, cast("WindowKernels", python))
+        for module in (kernels, cast("FeatureKernels", python))
     ]
     native, plain = (Online(plan) for plan in plans)
     native.update(events)

@@ -50,7 +50,7 @@ def test_the_watermark_never_goes_back_and_the_lag_is_of_the_last_batch() -> Non
     freshness = Freshness(Registry())
     freshness.note_ingest("departures", event_time_us_max=5_000_000, lag_us_max=900)
     freshness.note_ingest("departures", event_time_us_max=4_000_000, lag_us_max=100)
-    assert freshness.watermarks_us() == {"departures": 5_000_000}
+    assert freshness.sources() == {"departures": (5_000_000, 100)}
 
 
 def test_metrics_show_ages_statuses_slo_and_sources() -> None:

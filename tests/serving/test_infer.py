@@ -16,7 +16,9 @@ from mlpd.core.convert import column_of
 from mlpd.core.errors import DeadlineExceededError, NotFoundError, ValidationError
 from mlpd.core.vector import Vectorizer
 from mlpd.serving.batcher import Batcher
-from mlpd.serving.infer import infer
+from mlpd.serving.infer import prepare, run
+from mlpd.serving.oip import build_response
+from mlpd.serving.oip_binary import Blobs
 from mlpd.serving.oip_metadata import (
     error_document,
     index_entry,
@@ -88,6 +90,14 @@ async def served(trained: Trained) -> AsyncIterator[ServedModel]:
     yield ServedModel(await pool.load(trained.package), batcher)
     await batcher.close()
     await pool.close()
+
+
+async def infer(
+    served: ServedModel, document: Any, *, deadline_s: float | None = None
+) -> dict[str, Any]:
+    prepared = prepare(served.package, document, Blobs())
+    outputs = await run(served, prepared, deadline_s=deadline_s)
+    return build_response(prepared.request, served.package, outputs)[0]
 
 
 async def test_scores_equal_lightgbms_predict_to_the_bit(
@@ -177,10 +187,10 @@ async def test_metadata_config_and_statistics_have_the_protocols_form(
     assert stats["batch_stats"][0]["compute_infer"]["count"] == 1
 
 
-def test_the_server_advertises_only_what_it_serves() -> None:
+def test_the_server_advertises_what_it_serves() -> None:
     metadata = server_metadata("1.2.3")
     assert (metadata["name"], metadata["version"]) == ("mlpd", "1.2.3")
-    assert "binary_tensor_data" not in metadata["extensions"]
+    assert "binary_tensor_data" in metadata["extensions"]
 
 
 def test_index_entries_and_errors_have_the_protocols_form() -> None:

@@ -15,13 +15,16 @@ from mlpd.core.errors import ValidationError
 from mlpd.core.vector import CategoricalEncoder, VectorFeature, Vectorizer
 from mlpd.serving.datatypes import DATATYPES
 from mlpd.serving.oip import (
+    InferRequest,
     build_response,
     check_outputs,
     features_of,
     named_inputs,
-    parse_request,
 )
-from mlpd.serving.oip_tensors import build_classes, build_tensor, parse_tensor
+from mlpd.serving.oip import parse_request as parse
+from mlpd.serving.oip_binary import Blobs
+from mlpd.serving.oip_tensors import Tensor, build_tensor, rank_classes
+from mlpd.serving.oip_tensors import parse_tensor as parse_one
 from mlpd.serving.package import ModelPackage, Signature, TensorSpec
 
 VECTORIZER = Vectorizer(
@@ -51,6 +54,14 @@ USER = ModelPackage(
         (TensorSpec("y", "FP32", (-1, 2)), TensorSpec("t", "BYTES", (-1,))),
     ),
 )
+
+
+def parse_request(document: object, blobs: bytes = b"") -> InferRequest:
+    return parse(document, Blobs(blobs))
+
+
+def parse_tensor(document: object, blobs: bytes = b"") -> tuple[str, Tensor]:
+    return parse_one(document, Blobs(blobs))
 
 
 def tensor(name: str, datatype: str, shape: list[int], data: list[Any], **rest: Any) -> Any:
@@ -91,7 +102,7 @@ def test_a_tensor_survives_json_flat_and_nested(
     array: tuple[str, NDArray[Any]], nested: bool
 ) -> None:
     datatype, sent = array
-    document = json.loads(json.dumps(build_tensor("x", sent, datatype)))
+    document = json.loads(json.dumps(build_tensor("x", sent, datatype)[0]))
     if nested and sent.ndim:
         document["data"] = sent.tolist()
     name, got = parse_tensor(document)
@@ -126,6 +137,8 @@ def test_null_reads_as_nan_and_bare_nan_and_infinity_pass() -> None:
         ("UINT64", [2**64], 0),
         ("INT64", [1.0], 0),
         ("INT64", [1, None], 1),
+        ("INT64", [1, math.nan], 1),
+        ("BOOL", [math.nan], 0),
         ("INT32", [True], 0),
         ("BOOL", [True, 1], 1),
         ("BYTES", ["a", None], 1),
@@ -175,8 +188,9 @@ def test_data_that_doesnt_fill_the_shape_is_explained(
         ({"name": "x", "datatype": "FP64", "data": [1]}, "shape None"),
         ({"name": "x", "datatype": "FP64", "shape": [1]}, "has no data"),
         (tensor("x", "FP64", [1], {"0": 1}), "has no data"),  # type: ignore[arg-type]
-        (tensor("x", "FP64", [1], [1], parameters={"binary_data_size": 8}), "JSON tensors only"),
-        (tensor("x", "FP64", [1], [], parameters={"shared_memory_region": "a"}), "JSON tensors"),
+        (tensor("x", "FP64", [1], [1], parameters={"binary_data_size": 8}), "two kinds"),
+        (tensor("x", "FP64", [1], [], parameters={"shared_memory_region": "a"}), "shared memory"),
+        (tensor("x", "FP64", [0, 2**31, 2**31], []), "sizes of at least 0"),
         (tensor("x", "FP64", [1], [1], parameters=[]), "parameters"),
     ],
 )
@@ -188,7 +202,7 @@ def test_a_malformed_tensor_is_explained(document: Any, message: str) -> None:
 def test_an_answer_echoes_the_id_and_gives_the_usual_outputs() -> None:
     request = parse_request({"id": "42", **by_feature()})
     outputs = {"score": np.array([[0.25], [math.nan]]), "raw_score": np.array([[1.0], [2.0]])}
-    answer = json.loads(json.dumps(build_response(request, TRAINED, outputs)))
+    answer = json.loads(json.dumps(build_response(request, TRAINED, outputs)[0]))
     assert answer["outputs"][0].pop("data") == [0.25, pytest.approx(math.nan, nan_ok=True)]
     assert answer == {
         "model_name": "risk",
@@ -202,7 +216,7 @@ def test_outputs_come_as_asked_and_in_that_order() -> None:
     request = parse_request({**by_feature(), "outputs": [{"name": "raw_score"}, {"name": "score"}]})
     check_outputs(request, TRAINED)
     outputs = {"score": np.array([[0.5]]), "raw_score": np.array([[0.0]])}
-    answer = build_response(request, TRAINED, outputs)
+    answer, _ = build_response(request, TRAINED, outputs)
     assert [output["name"] for output in answer["outputs"]] == ["raw_score", "score"]
     assert "id" not in answer
 
@@ -217,18 +231,13 @@ def test_an_unknown_output_is_refused_before_anything_runs() -> None:
 
 def test_classification_ranks_the_largest_with_ties_by_index() -> None:
     scores = np.array([[0.1, 0.7, 0.2], [0.5, 0.25, 0.5]])
-    assert build_classes("score", scores, 2) == {
-        "name": "score",
-        "datatype": "BYTES",
-        "shape": [2, 2],
-        "data": ["0.7:1", "0.2:2", "0.5:0", "0.5:2"],
-    }
-    assert build_classes("score", scores[0], 9)["shape"] == [3]
+    assert rank_classes(scores, 2).tolist() == [["0.7:1", "0.2:2"], ["0.5:0", "0.5:2"]]
+    assert rank_classes(scores[0], 9).shape == (3,)
     request = parse_request(
         {**by_feature(), "outputs": [{"name": "score", "parameters": {"classification": 1}}]}
     )
-    answer = build_response(request, TRAINED, {"score": scores})
-    assert answer["outputs"][0]["data"] == ["0.7:1", "0.5:0"]
+    answer, _ = build_response(request, TRAINED, {"score": scores})
+    assert answer["outputs"] == [tensor("score", "BYTES", [2, 1], ["0.7:1", "0.5:0"])]
 
 
 def test_features_by_name_are_encoded_with_the_frozen_categories() -> None:
@@ -294,7 +303,7 @@ def test_a_users_model_takes_its_own_tensors() -> None:
     found = named_inputs(parse_request({"inputs": inputs}), USER)
     assert list(found) == ["x", "s"]
     assert found["x"].tolist() == [[1.0, float(np.float32(0.1))]]
-    answer = build_response(
+    answer, _ = build_response(
         parse_request({"inputs": inputs}), USER, {"y": found["x"], "t": np.array([b"\xc3"], object)}
     )
     assert [output["datatype"] for output in answer["outputs"]] == ["FP32", "BYTES"]
@@ -309,14 +318,19 @@ def test_a_users_model_takes_its_own_tensors() -> None:
         ({"inputs": [tensor("x", "FP64", [1], [1])] * 2}, "there twice"),
         ({"id": 7}, "`id` is a string"),
         ({"parameters": []}, "is an object"),
-        ({"parameters": {"binary_data_output": True}}, "JSON tensors only"),
-        ({"parameters": {"timeout": "1s"}}, "microseconds"),
-        ({"parameters": {"timeout": -1}}, "microseconds"),
+        ({"parameters": {"binary_data_output": 1}}, "`binary_data_output` .* true or false"),
+        ({"parameters": {"timeout": "1s"}}, "`timeout` is a whole number"),
+        ({"parameters": {"timeout": -1}}, "`timeout` is a whole number"),
+        ({"parameters": {"priority": True}}, "`priority` is a whole number"),
         ({"outputs": {}}, "`outputs` is a list"),
         ({"outputs": ["score"]}, "an object with a `name`"),
         (
-            {"outputs": [{"name": "score", "parameters": {"binary_data": True}}]},
-            "JSON tensors only",
+            {"outputs": [{"name": "score", "parameters": {"binary_data": "yes"}}]},
+            "`binary_data` of output 'score'",
+        ),
+        (
+            {"outputs": [{"name": "score", "parameters": {"shared_memory_region": "r"}}]},
+            "shared memory",
         ),
         ({"outputs": [{"name": "score", "parameters": {"classification": 0}}]}, "from 1"),
     ],

@@ -413,8 +413,8 @@ def test_nothing_is_due_twice_or_when_the_clock_went_back() -> None:
 
 def test_new_rows_are_due_by_count() -> None:
     schedule = NewRows(100, "departures")
-    assert due(schedule, 10, 20, new_rows=99) == []
-    assert due(schedule, 10, 20, new_rows=100) == [DataInterval(10, 20)]
+    assert due(schedule, 10, 20, new=99) == []
+    assert due(schedule, 10, 20, new=100) == [DataInterval(10, 20)]
     assert next_due(schedule, 10) is None
 
 

@@ -28,7 +28,8 @@ from mlpd.core.kernels.unit import (
 
 _log = logging.getLogger(__name__)
 
-COMPILE_TIMEOUT_S = 120.0
+COMPILE_TIMEOUT_S = 600.0
+"""A module takes 25 s on a quiet machine, minutes on a crowded one."""
 NUMBA_SWITCHES = {
     "NUMBA_DISABLE_INTEL_SVML": "1",  # exp and its like come from libm, as in Python
     "NUMBA_DISABLE_ERROR_MESSAGE_HIGHLIGHTING": "1",
@@ -71,14 +72,20 @@ def load_kernels(
 
 
 def precompile(
-    module_names: Iterable[str], *, cache_dir: Path | None = None, boundscheck: bool | None = None
+    groups: Iterable[Sequence[str]],
+    *,
+    cache_dir: Path | None = None,
+    boundscheck: bool | None = None,
 ) -> None:
-    """Fill the cache for several modules, as many at a time as there are processors."""
-    units = [_module_unit(name, boundscheck) for name in module_names]
+    """Fill the cache for groups of modules, as many groups at a time as there are processors.
+
+    A group is compiled by one child, which compiles helpers that its modules share once.
+    """
     directory = cache_dir or default_cache_dir()
-    missing = [unit for unit in units if fetch(directory, cache_key(unit)) is None]
+    units = [[_module_unit(name, boundscheck) for name in group] for group in groups]
+    missing = [[u for u in group if fetch(directory, cache_key(u)) is None] for group in units]
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        for done in [pool.submit(_compile, [unit], directory) for unit in missing]:
+        for done in [pool.submit(_compile, group, directory) for group in missing if group]:
             done.result()
 
 

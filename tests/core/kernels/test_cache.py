@@ -1,3 +1,4 @@
+import json
 import os
 import sys
 import threading
@@ -91,7 +92,7 @@ def no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_cached_module_starts_no_compiler(shared_cache: Path, kernels: Kernels) -> None:
     again = load_kernels("sample_kernels", cache_dir=shared_cache, boundscheck=True)
     assert again.narrowed(5) == kernels.narrowed(5)
-    precompile(["sample_kernels"], cache_dir=shared_cache, boundscheck=True)
+    precompile([["sample_kernels"]], cache_dir=shared_cache, boundscheck=True)
 
 
 @pytest.mark.usefixtures("no_compiler")
@@ -247,18 +248,20 @@ def test_numbas_switches_dont_reach_the_compiler(
     assert pair.load().run(np.int64(5)) == 6
 
 
-def test_precompile_fills_the_cache_with_a_child_for_each_module(
+def test_precompile_fills_the_cache_with_a_child_for_each_group(
     pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     children = []
     run_child = build._run_child
     monkeypatch.setattr(build, "_run_child", lambda r: children.append(r) or run_child(r))
-    pair.module()
-    other = Pair(pair.folder, "other_" + pair.name)
-    other.module()
-    precompile([f"{p.name}_kernels" for p in (pair, other)], cache_dir=pair.cache)
-    assert len(children) == 2
+    pairs = [pair, *(Pair(pair.folder, f"{word}_{pair.name}") for word in ("other", "third"))]
+    for each in pairs:
+        each.module()
+    first, second, third = (f"{p.name}_kernels" for p in pairs)
+    precompile([[first, second], [third]], cache_dir=pair.cache)
+    assert sorted(len(json.loads(child)["units"]) for child in children) == [1, 2]
     assert pair.load().run(5) == 6
+    precompile([[first, second], [third]], cache_dir=pair.cache)
     assert len(children) == 2
 
 

@@ -10,25 +10,38 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from mlpd.core.config import PluginsConfig
+from mlpd.core.names import TimeUs
 from mlpd.core.time import DAY_US, MINUTE_US, system_clock
 from mlpd.daemon.definitions import DefinitionsVerb, EventBlock
 from mlpd.daemon.dropped import DroppedViews
+from mlpd.daemon.erase import Erase
+from mlpd.daemon.erase_child import rewrite
+from mlpd.daemon.expire import Expire
+from mlpd.daemon.expire_child import rewrite as expire_rewrite
 from mlpd.daemon.ingest import Ingest, Ingested
 from mlpd.daemon.offline import Offline
+from mlpd.daemon.ownership import Ownership
+from mlpd.daemon.pins import Pins
+from mlpd.daemon.prediction_files import PredictionFiles
+from mlpd.daemon.predictions import PredictionLog
 from mlpd.daemon.read import Read
 from mlpd.daemon.state import CatalogState
 from mlpd.features.catalog import Catalog, ViewPlan
 from mlpd.features.ingest import apply_batch, parse_batch
+from mlpd.features.kernels import load_feature_kernels
 from mlpd.features.stamps import Stamps
-from mlpd.features.windows import load_window_kernels
 from mlpd.monitoring.freshness import Freshness
 from mlpd.monitoring.metrics import Registry as Metrics
+from mlpd.monitoring.violations import Violations
 from mlpd.registry.models import Registry
 from mlpd.registry.records import Cause
 from mlpd.storage.compact import compact
 from mlpd.storage.compactor import CompactionPolicy, Compactor
 from mlpd.storage.environment import Environment
 from mlpd.storage.files import DataDirectory, make_dirs
+from mlpd.storage.map_store import FileMapStore
+from mlpd.storage.merge import merge
 from mlpd.storage.transactions import WriteTransaction
 from mlpd.storage.writer import Writer
 
@@ -38,6 +51,13 @@ Tell = Callable[[dict[str, Any]], None]
 BY = Cause("tester")
 MAP_BYTES = 256 << 20
 USERS = 7
+
+
+def user_of(n: int) -> str:
+    """Return the user of event `n`: long enough that no time or float holds its name by chance."""
+    return f"user-{n % USERS}"
+
+
 BLOCK_ROWS = 100
 """Rows of a block when a new view is built: small, so that it takes several transactions."""
 
@@ -90,6 +110,29 @@ LATER: dict[str, Any] = {
 }
 """The same and a view that is built from the log when it comes."""
 
+ERASABLE: dict[str, Any] = {
+    **DOCUMENT,
+    "entities": {**DOCUMENT["entities"], "note": {"keys": {"text": "string"}}},
+    "views": {
+        **DOCUMENT["views"],
+        "noted": {
+            "kind": "latest",
+            "entity": "note",
+            "source": "clicks",
+            "features": ["x", "user"],
+        },
+    },
+}
+"""The same and a view of another entity, which an erasure builds anew."""
+
+EXPIRING: dict[str, Any] = {
+    **DOCUMENT,
+    "sources": {"clicks": {**DOCUMENT["sources"]["clicks"], "retention": "1d"}},
+    "views": {"last": DOCUMENT["views"]["last"]},
+    "services": {"s": {"features": [f"last.{f}" for f in ("x", "n", "text")]}},
+}
+"""Latest values of a source that lets its history go."""
+
 LINEAGE: dict[str, Any] = {
     "service": "s",
     "service_hash": "ab" * 16,
@@ -118,7 +161,7 @@ def row_of(n: int, start_us: int) -> dict[str, Any]:
     """Return event number `n`: everything in it follows from its number."""
     text = hashlib.sha256(b"%d" % n).hexdigest() * (n % 5)
     at = start_us - (n * 7919) % (3 * DAY_US // MINUTE_US) * MINUTE_US
-    return {"at": at, "user": f"u{n % USERS}", "x": n * 0.37, "n": n, "text": text}
+    return {"at": at, "user": user_of(n), "x": n * 0.37, "n": n, "text": text}
 
 
 class InProcess(Compactor):
@@ -129,6 +172,12 @@ class InProcess(Compactor):
         segments = self._data.segments
         call = partial(compact, self._environment, segments, through=through, rows_max=rows_max)
         manifest = await asyncio.to_thread(call)
+        return manifest.encode()
+
+    async def _run_merge(self, first: int, last: int) -> bytes:
+        manifest = await asyncio.to_thread(
+            merge, self._environment, self._data.segments, first, last
+        )
         return manifest.encode()
 
 
@@ -147,6 +196,24 @@ class InProcessDefinitions(DefinitionsVerb):
             stamps = Stamps(*(stamp[part] for stamp in events.stamps))
             block = EventBlock(columns, stamps)
             await self._writer.write(partial(apply_block, views=views, block=block))
+
+
+class InProcessErase(Erase):
+    """Writes segments anew in this process."""
+
+    async def _run_child(self, request: dict[str, Any]) -> dict[str, Any]:
+        return await asyncio.to_thread(rewrite, self._environment, self._paths, request)
+
+
+class InProcessExpire(Expire):
+    """Writes segments anew in this process, two days ahead: all that is there is old by then."""
+
+    async def _run_child(self, request: dict[str, Any]) -> list[bytes]:
+        return await asyncio.to_thread(expire_rewrite, self._environment, self._paths, request)
+
+
+def in_two_days() -> TimeUs:
+    return TimeUs(system_clock() + 2 * DAY_US)
 
 
 def apply_block(txn: WriteTransaction, *, views: Sequence[ViewPlan], block: EventBlock) -> None:
@@ -168,7 +235,7 @@ class Store:
             raise
 
     def _build(self, compactor: type[Compactor], rows_max: int) -> None:
-        kernels = load_window_kernels()
+        kernels = load_feature_kernels()
         self.state = CatalogState(kernels, self.data.cache / "kernels")
         with self.environment.snapshot() as snapshot:
             self.state.load(snapshot)
@@ -176,11 +243,28 @@ class Store:
         policy = CompactionPolicy(rows_max=rows_max)
         self.compactor = compactor(self.environment, self.writer, self.data, policy=policy)
         dropped = DroppedViews(self.environment, self.writer, self.state)
+        pins = Pins(self.environment, self.registry)
+        self.ownership = Ownership(FileMapStore(self.data.root), self.writer, self.state)
         self.definitions = InProcessDefinitions(
-            self.environment, self.writer, self.state, self.compactor, dropped, self.data
+            *(self.environment, self.writer, self.state, self.compactor, dropped, pins),
+            *(PluginsConfig(), self.ownership, self.data),
         )
-        self.ingest = Ingest(self.writer, self.state, Freshness(Metrics()))
-        self.read = Read(self.environment, self.state)
+        log = PredictionLog(self.writer, 1)
+        files = PredictionFiles(
+            *(self.environment, self.writer, log, self.compactor, self.data), 1_000, system_clock
+        )
+        self.erase = InProcessErase(
+            *(self.environment, self.writer, self.state, self.definitions, self.compactor),
+            *(dropped, log, files, self.data, system_clock),
+        )
+        self.expire = InProcessExpire(
+            *(self.environment, self.writer, self.state, self.definitions, self.compactor),
+            *(PredictionLog(self.writer, 1), self.data, in_two_days),
+        )
+        self.ingest = Ingest(
+            self.writer, self.state, Freshness(Metrics()), Violations(), self.ownership
+        )
+        self.read = Read(self.environment, self.state, self.ownership)
 
     def close(self) -> None:
         self.writer.close()

@@ -20,13 +20,15 @@ from pathlib import Path
 
 import polars as pl  # noqa: F401 - so that no process has to import it
 
+from mlpd.daemon import dropped, erase
 from mlpd.storage import compact, segments
-from tests.storage.powercut.live import opened
+from tests.storage.powercut.live import Store, opened, user_of
 from tests.storage.powercut.shim import Control, map_file
 
 SEGMENT_ROWS = 40
 PURGE_RECORDS = 2
 """Small, so that one compaction writes several files and purges in several transactions."""
+ERASED = user_of(3)
 
 
 def compacting(root: Path, begin: Callable[[], None]) -> None:
@@ -43,7 +45,55 @@ def starting(root: Path, begin: Callable[[], None]) -> None:
         asyncio.run(store.compactor.start())
 
 
-SCENARIOS = {"compacting": compacting, "starting": starting}
+def erasing(root: Path, begin: Callable[[], None]) -> None:
+    """An erasure: registration, compaction, new segments, switch, a view built anew, receipt."""
+    with opened(root) as store:
+        begin()
+        assert asyncio.run(store.erase.run("user", [{"user": ERASED}]))
+
+
+def resuming(root: Path, begin: Callable[[], None]) -> None:
+    """A start on what a crash left of an erasure."""
+    begin()
+    with opened(root) as store:
+        asyncio.run(store.compactor.start())
+        asyncio.run(store.erase.resume())
+
+
+def merging(root: Path, begin: Callable[[], None]) -> None:
+    """A merging of small segments: new files, manifest, switch, removal of the old ones."""
+
+    async def merge(store: Store) -> None:
+        assert await store.compactor.merge_if_due()
+        async with store.compactor.paused():
+            await store.compactor.remove_replaced()
+
+    with opened(root) as store:
+        begin()
+        asyncio.run(merge(store))
+
+
+def expiring(root: Path, begin: Callable[[], None]) -> None:
+    """Old history goes: new files, switch and horizon, removal of the old files."""
+
+    async def expire(store: Store) -> None:
+        assert await store.expire.run()
+        async with store.compactor.paused():
+            await store.compactor.remove_replaced()
+
+    with opened(root) as store:
+        begin()
+        asyncio.run(expire(store))
+
+
+SCENARIOS = {
+    "expiring": expiring,
+    "merging": merging,
+    "compacting": compacting,
+    "starting": starting,
+    "erasing": erasing,
+    "resuming": resuming,
+}
 
 
 def run(scenario: str, root: Path, control: Control, at: int, torn: bool) -> int:
@@ -71,6 +121,7 @@ def main() -> None:
     scenario, base, work = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
     torn = sys.argv[5] == "torn"
     compact.SEGMENT_ROWS_MIN, segments.PURGE_RECORDS = SEGMENT_ROWS, PURGE_RECORDS
+    erase.PAUSE_S = dropped.PAUSE_S = 0.0
     control = Control.from_buffer(map_file(Path(sys.argv[4])))
     killed = []
     for at in itertools.count(1):

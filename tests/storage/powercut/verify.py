@@ -8,20 +8,28 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import polars as pl
+
 from mlpd.core.columns import Column, DType
 from mlpd.core.convert import column_of
 from mlpd.core.time import MIN_TIME_US
+from mlpd.daemon.dropped import read_marks
 from mlpd.daemon.offline import Offline
 from mlpd.daemon.read import Read
+from mlpd.daemon.replay_check import compare_with_replay
 from mlpd.features.ingest import apply_batch
 from mlpd.features.stamps import Stamps
+from mlpd.features.tombstones import DELETED
 from mlpd.registry.fsck import check as check_registry
 from mlpd.storage.check import check, check_pages
 from mlpd.storage.environment import Environment
 from mlpd.storage.files import DataDirectory
+from mlpd.storage.horizons import load_horizons
 from mlpd.storage.log import DEFINITIONS_ONLY, read_records
+from mlpd.storage.segments import load_manifests
+from mlpd.storage.tables import Table
 from mlpd.storage.writer import Writer
-from tests.storage.powercut.live import MAP_BYTES, USERS, Store, opened, row_of
+from tests.storage.powercut.live import MAP_BYTES, USERS, Store, opened, row_of, user_of
 
 REPLAY_ROWS = 37
 """Rows of a block when the log is replayed: not the batches in which they came."""
@@ -39,9 +47,17 @@ class Told:
     applied: int = 0
     registered: int = 0
     champion: int = 0
+    erased: set[int] = field(default_factory=set)
+    """Sequences of events that must be there no more."""
 
     def copy(self) -> "Told":
-        return replace(self, events=dict(self.events))
+        return replace(self, events=dict(self.events), erased=set(self.erased))
+
+    def erase(self, user: str) -> None:
+        """All events of a user are erased."""
+        gone = {s for s, n in self.events.items() if row_of(n, self.start_us)["user"] == user}
+        self.erased |= gone
+        self.events = {s: n for s, n in self.events.items() if s not in gone}
 
     def hear(self, line: bytes) -> None:
         self.hear_fact(json.loads(line))
@@ -57,19 +73,75 @@ class Told:
             self.events.update(zip(range(first, first + len(numbers)), numbers, strict=True))
 
 
-async def verify(root: Path, told: Told, scratch: Path, *, going_on: bool = True) -> None:
+async def verify(
+    root: Path, told: Told, scratch: Path, *, going_on: bool = True, erased: str = ""
+) -> None:
     """Start on the directory as the daemon does; AssertionError or any other error: it is broken.
 
     `scratch`: a folder that doesn't exist, for a replay of the log.  `going_on`: also write on.
+    `erased`: a user whose erasure was on its way: it is done, or had not begun.
     """
     check_before(root)
     with opened(root) as store:
         await store.compactor.start()
+        await store.erase.resume()
+        if erased and store.erase.list()["receipts"]:
+            told.erase(erased)
+            check_erased(store, erased)
+        note_expired(store, told)
         check_store(store, told, scratch)
         if going_on:
             await go_on(store, told)
             check_store(store, told, scratch)
     none_of(check_pages(store.data))
+
+
+def check_erased(store: Store, user: str) -> None:
+    """No key, value or file holds the user, other views are what the log makes, files are named."""
+    assert not store.erase.list()["open"]
+    text = user.encode()
+    with store.environment.snapshot() as snapshot:
+        for table in Table:
+            assert not [k for k, v in snapshot.scan(table) if text in k or text in v], table
+        named = {path for manifest in load_manifests(snapshot) for path in manifest.files}
+        marks = read_marks(snapshot)
+    files = [path for path in store.data.segments.rglob("*") if path.is_file()]
+    assert {str(path.relative_to(store.data.segments)) for path in files} == named
+    for path in files:
+        assert text not in path.read_bytes()
+        if path.suffix == ".parquet":
+            assert user not in pl.read_parquet(path, glob=False)["user"].to_list()
+    assert not marks
+    differences: list[str] = []
+    compare_with_replay(
+        *(store.environment, store.data, store.state.catalog),
+        lambda view, _, difference: differences.append(f"{view.view.name}: {difference}"),
+    )
+    none_of(differences)
+
+
+def note_expired(store: Store, told: Told) -> None:
+    """What went because its source keeps it no longer: as much as the manifests say, or nothing.
+
+    The newest row of every user is not among it.
+    """
+    if not store.state.catalog.version:
+        return
+    frame = offline_of(store).frame("clicks", {"n": DType.INT64})
+    gone = told.events.keys() - set(frame["__sequence"].to_list())
+    with store.environment.snapshot() as snapshot:
+        removed = [r for m in load_manifests(snapshot) for r in m.removed]
+        horizons = load_horizons(snapshot)
+    expired = sum(r.rows for r in removed if r.cause.startswith("retention"))
+    assert len(gone) == expired
+    assert bool(expired) == bool(horizons)
+    newest: dict[str, tuple[int, int]] = {}
+    for sequence, n in told.events.items():
+        row = row_of(n, told.start_us)
+        newest[row["user"]] = max(newest.get(row["user"], (0, 0)), (row["at"], sequence))
+    assert not gone & {sequence for _, sequence in newest.values()}
+    told.erased |= gone
+    told.events = {s: n for s, n in told.events.items() if s not in gone}
 
 
 def check_before(root: Path) -> None:
@@ -106,14 +178,16 @@ def check_rows(store: Store, told: Told) -> None:
     """Every acknowledged row is there as it was sent, every row once, under dense sequences."""
     offline = offline_of(store)
     source = offline.catalog.definitions.source("clicks")
-    frame = offline.frame(source, source.schema)
+    frame = offline.frame(source.name, source.schema)
     sequences = frame["__sequence"].to_list()
     found = dict(zip(sequences, frame["n"].to_list(), strict=True))
     missing = told.events.items() - found.items()
     assert not missing, f"acknowledged and lost: {sorted(missing)[:5]} of {len(told.events)}"
     assert len(found) == len(sequences) == len(set(found.values())), "rows are there twice"
-    assert sorted([*sequences, *definition_sequences(store)]) == list(range(1, offline.through + 1))
-    for row in frame.drop("__sequence", "__known_time").iter_rows(named=True):
+    found_sequences = [*sequences, *told.erased, *definition_sequences(store)]
+    assert sorted(found_sequences) == list(range(1, offline.through + 1))
+    assert frame[DELETED].is_null().all()
+    for row in frame.select("__event_time", *source.schema).iter_rows(named=True):
         row["at"] = row.pop("__event_time")
         assert row == row_of(row["n"], told.start_us)
 
@@ -140,7 +214,7 @@ def check_replay(store: Store, scratch: Path) -> None:
         writer.write_blocking(partial(store.state.store, catalog=store.state.catalog))
         for block in blocks(store):
             writer.write_blocking(partial(apply_batch, **block, newest_known_us=newest_us))
-        wanted = served(store, Read(replayed, store.state), newest_us + 1)
+        wanted = served(store, Read(replayed, store.state, store.ownership), newest_us + 1)
         writer.close()
     shutil.rmtree(scratch)
     found = served(store, store.read, newest_us + 1)
@@ -167,7 +241,7 @@ def served(store: Store, read: Read, at_us: int) -> list[Any]:
 
 
 def served_by(read: Read, service: str, at_us: int) -> list[Any]:
-    users = {"user": column_of(DType.STRING, [*(f"u{i}" for i in range(USERS)), "never"])}
+    users = {"user": column_of(DType.STRING, [*map(user_of, range(USERS)), "never"])}
     frame = read.read(read.closure(service), users, at_us=at_us).frame
     statuses = [(name, status.tolist()) for name, status in frame.statuses.items()]
     return [*statuses, *((name, bits(column)) for name, column in frame.columns.items())]
