@@ -6,12 +6,19 @@ from typing import Any
 
 from aiohttp import web
 
+from mlpd.core.names import check_name
 from mlpd.core.time import format_time
 from mlpd.daemon.app import Daemon
 from mlpd.http.shapes import Field, Shape
+from mlpd.http.versions import find_version, version_form
 from mlpd.http.wire import read_by, read_fields, respond
 from mlpd.registry.models import HISTORY_LIMIT
-from mlpd.registry.records import Alias, Cause, Event, ModelSummary, ModelVersion, parse_selector
+from mlpd.registry.records import (
+    Alias,
+    Cause,
+    Event,
+    ModelSummary,
+)
 
 REPORT_FILE = "report.json"
 
@@ -20,6 +27,7 @@ MODEL = Shape(
     {
         "name": Field("text", "The model."),
         "versions": Field("rows", "Its versions by number, tombstones included."),
+        "pinned": Field("any", "The numbers of those that nothing deletes."),
         "aliases": Field("rows", "Its aliases with the versions that they point to."),
     }
 )
@@ -27,6 +35,7 @@ VERSION = Shape(
     {
         "version": Field("object", "Number, digest, size, state, who and when."),
         "files": Field("object", "Digest and size of each file."),
+        "signatures": Field("object", "Signatures by public key."),
         "lineage": Field("object", "What it was made from."),
         "report": Field("object", "Its evaluation, or null if it came without one."),
     }
@@ -36,6 +45,20 @@ MOVE = Shape(
         "version": Field("integer", "Where the alias shall point.", required=True),
         "expected": Field("any", 'Where it points now: a number, 0 for nowhere, or "any".'),
         "why": Field("text", "For the history."),
+        "force": Field("flag", "Move it although it is protected; the history says so."),
+    }
+)
+PROTECTION = Shape(
+    {
+        "protected": Field("flag", "Whether moving it shall take force.", required=True),
+        "why": Field("text", "For the history."),
+    }
+)
+LOADED = Shape({"loaded": Field("flag", "Whether it shall stay loaded.", required=True)})
+KEPT_LOADED = Shape(
+    {
+        "model": Field("text", "The model."),
+        "loaded": Field("flag", "Whether it stays loaded."),
     }
 )
 ROLLBACK = Shape({"why": Field("text", "For the history.")})
@@ -69,25 +92,27 @@ class ModelHandlers:
         registry, name = self._daemon.registry, request.match_info["name"]
         answer = {
             "name": name,
-            "versions": [_version(version) for version in registry.versions(name)],
+            "versions": [version_form(version) for version in registry.versions(name)],
+            "pinned": sorted(registry.pins(name)),
             "aliases": [_alias(alias) for alias in registry.aliases(name)],
         }
         return await respond(request, answer)
 
     async def version(self, request: web.Request) -> web.Response:
         """Return a version, named by number or alias: state, files, lineage, report."""
-        registry, name = self._daemon.registry, request.match_info["name"]
-        version = registry.get(name, parse_selector(request.match_info["version"]))
+        registry, version = self._daemon.registry, find_version(self._daemon.registry, request)
+        name = version.name
         manifest = await registry.load_manifest(name, version.number)
         report = None
         if REPORT_FILE in manifest.files:
             report = json.loads(await registry.load_file(name, version.number, REPORT_FILE))
         answer = {
-            "version": _version(version),
+            "version": version_form(version),
             "files": {
                 filename: {"digest": found.digest, "size_bytes": found.size_bytes}
                 for filename, found in manifest.files.items()
             },
+            "signatures": registry.signatures(version),
             "lineage": asdict(await registry.load_lineage(name, version.number)),
             "report": report,
         }
@@ -96,30 +121,49 @@ class ModelHandlers:
     async def move_alias(self, request: web.Request) -> web.Response:
         """Point an alias at a version; routes that name it serve that version when answered."""
         fields = await read_fields(request, MOVE)
-        alias = await self._daemon.registry.move_alias(
+        alias = await self._daemon.models_verb.move_alias(
             *self._alias_of(request),
             fields["version"],
-            Cause(read_by(request), fields["why"] or ""),
+            Cause(read_by(request), fields["why"] or "", force=bool(fields["force"])),
             expected=read_expected(fields["expected"]),
         )
-        await self._daemon.routes.refresh()
         return await respond(request, _alias(alias))
 
     async def delete_alias(self, request: web.Request) -> web.Response:
         """Remove an alias."""
-        alias = await self._daemon.registry.move_alias(
+        alias = await self._daemon.models_verb.move_alias(
             *self._alias_of(request), None, Cause(read_by(request)), expected="any"
         )
-        await self._daemon.routes.refresh()
         return await respond(request, _alias(alias))
 
     async def roll_back(self, request: web.Request) -> web.Response:
         """Point an alias back at the version before."""
         fields = await read_fields(request, ROLLBACK)
         cause = Cause(read_by(request), fields["why"] or "")
-        alias = await self._daemon.registry.rollback(*self._alias_of(request), cause)
-        await self._daemon.routes.refresh()
+        alias = await self._daemon.models_verb.roll_back(*self._alias_of(request), cause)
         return await respond(request, _alias(alias))
+
+    async def protect(self, request: web.Request) -> web.Response:
+        """Make an alias protected, so that moving it takes force, or no longer so."""
+        fields = await read_fields(request, PROTECTION)
+        cause = Cause(read_by(request), fields["why"] or "")
+        alias = await self._daemon.registry.protect(
+            *self._alias_of(request), fields["protected"], cause
+        )
+        return await respond(request, _alias(alias))
+
+    async def keep_loaded(self, request: web.Request) -> web.Response:
+        """Make a model's champion stay loaded, so that it answers under /v2, or let go of it.
+
+        It stays loaded over restarts and follows its alias; a route needs no such thing.
+        """
+        fields = await read_fields(request, LOADED)
+        name = check_name(request.match_info["name"], "model")
+        if fields["loaded"]:
+            await self._daemon.models_verb.load(name, read_by(request))
+        else:
+            await self._daemon.models_verb.unload(name)
+        return await respond(request, {"model": name, "loaded": fields["loaded"]})
 
     async def history(self, request: web.Request) -> web.Response:
         """Return a model's latest changes, newest first, at most 100."""
@@ -142,15 +186,9 @@ def _summary(model: ModelSummary) -> dict[str, Any]:
     return {
         "name": model.name,
         "version_count": model.version_count,
-        "newest": None if model.newest is None else _version(model.newest),
+        "newest": None if model.newest is None else version_form(model.newest),
         "aliases": dict(model.aliases),
     }
-
-
-def _version(version: ModelVersion) -> dict[str, Any]:
-    form = asdict(version) | {"created": format_time(version.created_us)}
-    del form["created_us"]
-    return form
 
 
 def _alias(alias: Alias) -> dict[str, Any]:
@@ -166,6 +204,7 @@ def _event(event: Event) -> dict[str, Any]:
         "kind": str(event.kind),
         "by": event.cause.by,
         "why": event.cause.why,
+        "force": event.cause.force,
         "report": event.cause.report,
         **event.body,
     }

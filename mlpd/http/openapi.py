@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from mlpd import __version__
-from mlpd.core.media import ARROW, JSON, MSGPACK
+from mlpd.core.media import ARROW, JSON, MSGPACK, OCTETS
 from mlpd.http.routes import Route
 from mlpd.http.shapes import Shape
 
@@ -93,9 +93,12 @@ def _body(route: Route) -> Mapping[str, Any]:
         content = {JSON: {"schema": schema}, MSGPACK: {"schema": schema}}
     elif route.path.startswith("/v2") and route.method == "POST":
         content = {JSON: {"schema": {"type": "object"}}}
-    if route.arrow:
-        content[ARROW] = {"schema": {}}
-    return {"required": route.body is not None, "content": content} if content else {}
+        if OCTETS in route.produces:
+            content[OCTETS] = {"schema": {}}
+    for kind in (*((ARROW,) if route.arrow else ()), *route.consumes):
+        content[kind] = {"schema": {}}
+    required = route.body is not None or bool(route.consumes)
+    return {"required": required, "content": content} if content else {}
 
 
 def _content(route: Route) -> dict[str, Any]:

@@ -24,6 +24,10 @@ STATUS = Shape(
         "sequence": Field("integer", "The newest event."),
         "newest_known": Field("time", "When it became known."),
         "log_tail_rows": Field("integer", "Rows of the log that are not in segments yet."),
+        "segments": Field("object", "Per source files, rows and size_bytes of its segments."),
+        "history": Field(
+            "object", "Per source that lets old history go its retention, and when it begins."
+        ),
         "lmdb_bytes": Field("integer", "Bytes of LMDB in use."),
         "lmdb_map_bytes": Field("integer", "Bytes that LMDB may use."),
         "definitions_version": Field("integer", "Counts applies."),
@@ -33,8 +37,13 @@ STATUS = Shape(
         "jobs": Field("texts", "Training jobs."),
         "models": Field("texts", "Models in the registry."),
         "routes": Field("texts", "Serving routes."),
+        "canaries": Field("object", "By route, how far its canary has come."),
         "experiments": Field("texts", "Experiments."),
-        "predictions": Field("object", "Served rows since the start: logged, dropped."),
+        "predictions": Field(
+            "object",
+            "Served rows since the start: logged, left_out, dropped; files that hold their "
+            "vectors: files, rows, size_bytes.",
+        ),
         "events": Field("object", "Rows stored since the start, by source."),
     }
 )
@@ -45,13 +54,8 @@ _DOCS = Path(mlpd.__file__).parent / "docs"
 class OperationHandlers:
     """Answers for the daemon itself."""
 
-    def __init__(self, daemon: Daemon, document: dict[str, Any]) -> None:
+    def __init__(self, daemon: Daemon) -> None:
         self._daemon = daemon
-        self._document = document
-
-    async def alive(self, request: web.Request) -> web.Response:
-        """Return 200 while the process lives."""
-        return await respond(request, {"alive": True})
 
     async def ready(self, request: web.Request) -> web.Response:
         """Return 200 when requests are welcome, 503 while starting and stopping."""
@@ -64,6 +68,17 @@ class OperationHandlers:
     async def status(self, request: web.Request) -> web.Response:
         """Return what runs, how much there is and how long it has been up."""
         return await respond(request, await asyncio.to_thread(self._daemon.status))
+
+
+class PageHandlers:
+    """Answers for the process and what it ships: the API's `document` and the documentation."""
+
+    def __init__(self, document: dict[str, Any]) -> None:
+        self._document = document
+
+    async def alive(self, request: web.Request) -> web.Response:
+        """Return 200 while the process lives."""
+        return await respond(request, {"alive": True})
 
     async def openapi(self, request: web.Request) -> web.Response:
         """Return the description of this API."""

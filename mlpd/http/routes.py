@@ -17,6 +17,9 @@ Scope = Literal["public", "read", "ingest", "predict", "admin"]
 all of them alike.
 """
 
+Load = Literal["predict", "features", "ingest"]
+"""Kinds of requests that come in crowds; those of `predict` and `features` change nothing."""
+
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -26,7 +29,9 @@ class Route:
 
     `body`: of JSON or msgpack; None reads none.  `arrow`: whether an Arrow IPC stream may come
     instead.  `answer`: the fields of the answer, None when it is no object of JSON or msgpack but
-    of the media types in `produces`.
+    of the media types in `produces`.  `consumes`: media types of a body that is written to a file
+    as it comes, under a limit of its own.  `load`: the crowd that it belongs to; None for health,
+    administration and joins.  `keeps_nothing`: an admin's request that only computes an answer.
     """
 
     method: str
@@ -38,3 +43,12 @@ class Route:
     query: Shape = NOTHING
     arrow: bool = False
     produces: tuple[str, ...] = ()
+    consumes: tuple[str, ...] = ()
+    load: Load | None = None
+    keeps_nothing: bool = False
+
+    @property
+    def abandonable(self) -> bool:
+        """Whether work on it may be dropped half-way when its client has gone."""
+        is_join = self.scope == "read" and bool(self.consumes)
+        return is_join or self.keeps_nothing or self.load in ("predict", "features")

@@ -14,7 +14,20 @@ ROUTE = Shape(
         ),
         "shadows": Field("texts", "Models that score the same features, unseen by callers."),
         "experiment": Field("text", "The experiment whose assignment chooses the arm."),
-        "fallback": Field("number", "The score answered when no arm can."),
+        "fallback_models": Field(
+            "texts",
+            "Models that answer for an arm that can't, as name@alias~1; the first that can.",
+        ),
+        "fallback": Field("number", "The score answered when none of them can either."),
+        "log_share": Field(
+            "number",
+            "Share of rows that are logged, by lot; those of experiments and fallbacks always are.",
+        ),
+        "canary": Field(
+            "object",
+            "A timetable for one arm: arm, steps (share, for, rows), guard (rows, failed_share, "
+            "slower, score_shift), on_failure (rollback or stop).",
+        ),
         "expected": Field("integer", "The version seen, 0 for a new route; another one is 409."),
     }
 )
@@ -25,6 +38,14 @@ SERVED_ROUTE = Shape(
         "name": Field("text", "The route."),
         "version": Field("integer", "Counts its changes."),
         "serving": Field("object", "Per arm the version that serves now; null when none can."),
+        "serving_fallbacks": Field(
+            "texts", "The fallback models that can be served now, in order."
+        ),
+        "trial": Field(
+            "object",
+            "How far the canary has come, or how the last one ended: state, step, share, "
+            "rows, what it waits for, why it ended; null when there was none.",
+        ),
         "error": Field("text", "Why it can't follow its definition, or null."),
     }
 )

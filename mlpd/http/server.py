@@ -1,9 +1,13 @@
 """The HTTP server: the route table on a TCP port and a unix socket, with one boundary for errors.
 
-Every request passes `_Boundary`: guard, handler, then any error becomes its one shape.  A request
+Every request passes `_boundary`: guard, handler, then any error becomes its one shape.  A request
 that fails for a reason of our own is logged with its traceback and answered 500.
+
+When a client goes away, what it waited for is cancelled if the route is abandonable: work that
+waits for a thread or a model is dropped unexecuted.  Every other request runs to its end.
 """
 
+import asyncio
 import contextlib
 import errno
 import logging
@@ -19,8 +23,10 @@ from aiohttp import web
 from mlpd.core.config import ServerConfig
 from mlpd.core.errors import InternalError, MlpdError, NotFoundError, UnavailableError
 from mlpd.core.media import JSON
+from mlpd.core.trace import TRACEPARENT, Span, set_span
 from mlpd.http.routes import Handler, Route
 from mlpd.http.security import HostGuard
+from mlpd.http.slow import SlowLog
 from mlpd.http.wire import BODY_BYTES_MAX, check_length, encode
 from mlpd.serving.oip_metadata import error_document
 
@@ -45,23 +51,26 @@ class HttpServer:
         self._config = config
         self._guard = HostGuard(config)
         self._observe = observe
+        self._slow = SlowLog(config.slow_request_us / 1e6)
         self._app = web.Application(client_max_size=config.body_bytes_max)
         self._app[BODY_BYTES_MAX] = config.body_bytes_max
+        self._unattended: set[asyncio.Task[web.StreamResponse]] = set()
         self._add_routes(list(routes))
         self._runner: web.AppRunner | None = None
         self._socket_path: Path | None = None
         self.url = ""
 
-    async def start(self, socket_path: Path) -> None:
+    async def start(self, socket_path: Path | None) -> None:
         """Listen; raises UnavailableError(code="port_in_use") naming the port.
 
-        The unix socket gets mode 0600 before it accepts anybody.
+        The unix socket, if there is to be one, gets mode 0600 before it accepts anybody.
         """
         tcp = _bind_tcp(self._config.host, self._config.port)
         self._runner = web.AppRunner(
             self._app,
             access_log=None,
             handle_signals=False,
+            handler_cancellation=True,
             keepalive_timeout=_KEEPALIVE_S,
             max_line_size=_LINE_BYTES_MAX,
             shutdown_timeout=self._config.drain_timeout_us / 1e6,
@@ -70,6 +79,8 @@ class HttpServer:
         await web.SockSite(self._runner, tcp, backlog=_BACKLOG).start()
         host, port = tcp.getsockname()[:2]
         self.url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        if socket_path is None:
+            return
         if len(os.fsencode(socket_path)) + len(".tmp") > _SOCKET_PATH_BYTES_MAX:
             _log.warning("no unix socket: the path %s is too long for one", socket_path)
             return
@@ -81,37 +92,68 @@ class HttpServer:
         if self._runner is not None:
             await self._runner.cleanup()
             self._runner = None
+        for task in self._unattended:  # the drain timeout has passed
+            task.cancel()
+        await asyncio.gather(*self._unattended, return_exceptions=True)
         if self._socket_path is not None:
             self._socket_path.unlink(missing_ok=True)
 
     def _add_routes(self, routes: list[Route]) -> None:
-        methods: dict[str, list[str]] = {}
+        """Add routes path by path: aiohttp then compiles and looks up each path once."""
+        by_path: dict[str, list[Route]] = {}
         for route in routes:
-            self._app.router.add_route(
-                route.method, route.path, self._boundary(route.path, route.handler)
-            )
-            methods.setdefault(route.path, []).append(route.method)
-        for path, allowed in methods.items():
-            self._app.router.add_route("*", path, self._boundary(path, _wrong_method(allowed)))
+            by_path.setdefault(route.path, []).append(route)
+        for path, group in by_path.items():
+            for route in group:
+                self._app.router.add_route(route.method, path, self._handler(route))
+            refuse = _wrong_method([route.method for route in group])
+            self._app.router.add_route("*", path, self._boundary(path, refuse))
         self._app.router.add_route("*", "/{path:.*}", self._boundary("unknown", _unknown_path))
 
-    def _boundary(self, path: str, handler: Handler) -> Handler:
-        check, observe = self._guard.check, self._observe
+    def _handler(self, route: Route) -> Handler:
+        # What an admin asks for may take its time.
+        watched, streamed = route.scope != "admin", bool(route.consumes)
+        handler = self._boundary(route.path, route.handler, watched=watched, streamed=streamed)
+        return handler if route.abandonable else self._to_the_end(handler)
+
+    def _to_the_end(self, handler: Handler) -> Handler:
+        """Return the handler so that it goes on when its client has gone; 4 us per request."""
 
         async def serve(request: web.Request) -> web.StreamResponse:
-            started = time.perf_counter()
+            task = asyncio.ensure_future(handler(request))
+            self._unattended.add(task)
+            task.add_done_callback(self._unattended.discard)
+            return await asyncio.shield(task)
+
+        return serve
+
+    def _boundary(
+        self, path: str, handler: Handler, *, watched: bool = False, streamed: bool = False
+    ) -> Handler:
+        check, observe, slow = self._guard.check, self._observe, self._slow
+
+        async def serve(request: web.Request) -> web.StreamResponse:
+            span = Span.begin(request.headers.get(TRACEPARENT))
+            span.method = request.method
+            set_span(span)
             status = _CLIENT_GONE
             try:
                 response = await answer(request)
                 status = response.status
             finally:
-                observe(path, status, time.perf_counter() - started)
+                seconds = time.perf_counter() - span.started_s
+                observe(path, status, seconds)
+                if watched and seconds >= slow.slow_s:
+                    slow.note(request.method, path, status, seconds, span)
+            if span.trace_id and not response.prepared:
+                response.headers[TRACEPARENT] = span.traceparent
             return response
 
         async def answer(request: web.Request) -> web.StreamResponse:
             try:
                 check(request)
-                check_length(request)
+                if not streamed:
+                    check_length(request)
                 return await handler(request)
             except MlpdError as error:
                 return error_response(error, plain=_is_plain(request))
@@ -188,7 +230,7 @@ def _bind_tcp(host: str, port: int) -> socket.socket:
         raise UnavailableError(
             f"port {port} on {host} is {'in use' if error.errno == errno.EADDRINUSE else 'denied'}",
             code="port_in_use",
-            hint="Stop what uses it, or take another: mlpd serve --port 0 picks a free one.",
+            hint="Stop what uses it, or take another: --port 0 picks a free one.",
         ) from None
     return listener
 

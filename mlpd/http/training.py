@@ -5,9 +5,11 @@ from typing import Any
 
 from aiohttp import web
 
+from mlpd.core.errors import NotFoundError
 from mlpd.core.time import format_time
 from mlpd.daemon.app import Daemon
 from mlpd.http.shapes import Field, Shape
+from mlpd.http.versions import picture_of
 from mlpd.http.wire import read_by, read_fields, respond
 from mlpd.training.runs import Run
 
@@ -18,7 +20,9 @@ JOBS = Shape({"jobs": Field("rows", "Every job with its schedule and next due ti
 START = Shape(
     {
         "job": Field("text", "The job to run.", required=True),
-        "deploy": Field("text", "none or champion, instead of what the job says."),
+        "deploy": Field(
+            "text", "none, shadow, canary 5% or champion, instead of what the job says."
+        ),
     }
 )
 RUN = Shape(
@@ -28,11 +32,14 @@ RUN = Shape(
         "state": Field("text", "queued, running, succeeded, failed or cancelled."),
         "attempt": Field("integer", "Counts from 1; a run lost with the daemon is tried again."),
         "trigger": Field("text", "Who or what asked."),
-        "deploy": Field("text", "none, or champion to move the alias when the gate passes."),
+        "deploy": Field(
+            "text", "none, or what the gate opens: shadow (alias challenger) or champion."
+        ),
         "interval": Field("texts", "Start and end of the schedule's data interval, or null."),
         "created": Field("time", "When it was queued."),
         "started": Field("time", "When it began, or null."),
         "finished": Field("time", "When it ended, or null."),
+        "not_before": Field("time", "When it may be tried again, or null."),
         "progress": Field("object", "The last step told: step, round, rounds, metrics ..."),
         "result": Field("object", "Model, version, metrics, parity, gate; null before success."),
         "error": Field("object", "Code, message and hint of a failure, or null."),
@@ -82,6 +89,19 @@ class TrainingHandlers:
         run = await self._daemon.runs.retry(run_id, trigger=read_by(request))
         return await respond(request, _run(run), status=202)
 
+    async def picture(self, request: web.Request) -> web.Response:
+        """Return a picture of the version that the run made, as SVG."""
+        run = self._daemon.runs.get(request.match_info["id"])
+        if run.result is None:
+            raise NotFoundError(
+                f"run {run.run_id} is {run.state} and has made no version to look at",
+                code="unknown_picture",
+                hint="Its pictures come with its version.",
+            )
+        registry = self._daemon.registry
+        version = registry.get(run.result["model"], run.result["version"])
+        return await picture_of(registry, version, request)
+
     async def log(self, request: web.Request) -> web.Response:
         """Return the end of a run's log, at most 1 MiB of text."""
         text = await asyncio.to_thread(self._daemon.runs.read_log, request.match_info["id"])
@@ -91,8 +111,10 @@ class TrainingHandlers:
 def _run(run: Run) -> dict[str, Any]:
     """Return a run with its times as texts."""
     form = run.to_dict()
-    for name in ("created", "started", "finished"):
+    form["not_before_us"] = form["not_before_us"] or None
+    for name in ("created", "started", "finished", "not_before"):
         form[name] = _time(form.pop(f"{name}_us"))
+    del form["key"]  # the scheduler's own
     if run.interval is not None:
         form["interval"] = [_time(end) for end in run.interval]
     return form

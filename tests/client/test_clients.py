@@ -5,13 +5,26 @@ import inspect
 import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
+import msgpack
+import numpy as np
+import polars as pl
 import pytest
 
 from mlpd import Entity
 from mlpd.client import AsyncClient, Client
-from mlpd.client.operations import Events, Experiments, Models, Operations, Routes, Runs
+from mlpd.client.operations import (
+    Alerts,
+    Cluster,
+    Events,
+    Experiments,
+    Models,
+    Operations,
+    Routes,
+    Runs,
+)
 from mlpd.core.errors import (
     ConflictError,
     MlpdError,
@@ -19,15 +32,19 @@ from mlpd.core.errors import (
     OverloadedError,
     UnavailableError,
 )
+from mlpd.core.media import MSGPACK, PARQUET
 from mlpd.http.api import build_routes
 
 ROWS = [{"user": "a"}]
 CALLS: dict[str, Callable[[Any], Any]] = {
     "POST /v1/events/clicks": lambda c: c.events.send("clicks", ROWS),
+    "GET /v1/events/clicks": lambda c: c.events.page("clicks"),
+    "GET /v1/events/visits": lambda c: c.events.page_frame("visits"),
     "POST /v1/events": lambda c: c.events.send_many({"clicks": ROWS, "x": {"a": [1]}}),
     "POST /v1/features/read": lambda c: c.read_features("risk", entities=ROWS),
     "POST /v1/features/history": lambda c: c.history("risk", spine=ROWS),
     "POST /v1/predict/risk": lambda c: c.predict("risk", ROWS),
+    "GET /v1/predictions": lambda c: c.predictions(route="risk", limit=5),
     "POST /v1/feedback": lambda c: c.feedback([{"prediction_id": "x", "label": 1}]),
     "GET /v1/definitions": lambda c: c.definitions(),
     "POST /v1/definitions/plan": lambda c: c.plan({"format": 1}),
@@ -39,6 +56,20 @@ CALLS: dict[str, Callable[[Any], Any]] = {
     "PUT /v1/models/risk/aliases/a": lambda c: c.models.move_alias("risk", "a", 1),
     "DELETE /v1/models/risk/aliases/a": lambda c: c.models.delete_alias("risk", "a"),
     "POST /v1/models/risk/aliases/a/rollback": lambda c: c.models.roll_back("risk", "a"),
+    "POST /v1/models/risk/versions": lambda c: c.models.register("risk", b"onnx", golden={"a": 1}),
+    "POST /v1/registry/archives": lambda c: c.models.adopt(b"tar"),
+    "POST /v1/models/risk/versions/1/reproduce": lambda c: c.models.reproduce("risk", 1),
+    "GET /v1/models/risk/versions/1/pictures/roc": lambda c: c.models.picture("risk", 1, "roc"),
+    "GET /v1/models/risk/versions/1/archive": lambda c: c.models.archive("risk", 1),
+    "GET /v1/models/risk/versions/1/diff": lambda c: c.models.diff("risk", 1),
+    "PUT /v1/models/risk/versions/1/signature": lambda c: c.models.sign(
+        "risk", 1, key="ab", signature="cd"
+    ),
+    "PUT /v1/models/risk/loaded": lambda c: c.models.load("risk"),
+    "PUT /v1/models/risk/aliases/a/protection": lambda c: c.models.protect("risk", "a"),
+    "PUT /v1/models/risk/versions/1/state": lambda c: c.models.set_state("risk", 1, "archived"),
+    "PUT /v1/models/risk/versions/1/pin": lambda c: c.models.pin("risk", 1),
+    "POST /v1/registry/collect": lambda c: c.models.collect(keep=3),
     "GET /v1/routes": lambda c: c.routes.list(),
     "GET /v1/routes/risk": lambda c: c.routes.get("risk"),
     "PUT /v1/routes/risk": lambda c: c.routes.put("risk", {"arms": []}),
@@ -48,19 +79,50 @@ CALLS: dict[str, Callable[[Any], Any]] = {
     "GET /v1/experiments": lambda c: c.experiments.list(),
     "GET /v1/experiments/e": lambda c: c.experiments.get("e"),
     "PUT /v1/experiments/e": lambda c: c.experiments.put("e", {"unit": "user"}),
+    "POST /v1/experiments/e/end": lambda c: c.experiments.end("e", "a", why="it won"),
+    "GET /v1/experiments/e/history": lambda c: c.experiments.history("e"),
+    "GET /v1/experiments/e/timeline": lambda c: c.experiments.timeline("e"),
+    "GET /v1/experiments/e/picture": lambda c: c.experiments.picture("e", metric="m"),
+    "POST /v1/experiments/e/outcomes": lambda c: c.experiments.send_outcomes("e", [{"unit": "u"}]),
     "GET /v1/jobs": lambda c: c.runs.jobs(),
     "GET /v1/runs": lambda c: c.runs.list(),
     "POST /v1/runs": lambda c: c.runs.start("risk"),
     "GET /v1/runs/r": lambda c: c.runs.get("r"),
     "POST /v1/runs/r/cancel": lambda c: c.runs.cancel("r"),
     "POST /v1/runs/r/retry": lambda c: c.runs.retry("r"),
+    "GET /v1/runs/r/pictures/roc": lambda c: c.runs.picture("r", "roc"),
     "GET /v1/runs/r/log": lambda c: c.runs.log("r"),
     "GET /v1/drift/risk": lambda c: c.drift("risk"),
+    "GET /v1/drift/risk/features/age": lambda c: c.drift_picture("risk", "age", count=3),
+    "POST /v1/drift/risk/check": lambda c: c.check_drift("risk", count=3),
     "GET /v1/performance/risk": lambda c: c.performance("risk"),
+    "GET /v1/performance/risk/analysis": lambda c: c.analysis("risk", by="user"),
+    "GET /v1/features/stats/spend": lambda c: c.feature_stats("spend", kind="view", entities=5),
     "GET /v1/freshness": lambda c: c.freshness(),
+    "GET /v1/quality": lambda c: c.quality(),
     "GET /v1/shadows": lambda c: c.shadows(),
     "GET /v1/consistency": lambda c: c.consistency(),
+    "GET /v1/alerts": lambda c: c.alerts.list(),
+    "POST /v1/alerts/silences": lambda c: c.alerts.silence({"model": "a"}, lasts="2h"),
+    "DELETE /v1/alerts/silences/s": lambda c: c.alerts.unsilence("s"),
+    "POST /v1/alerts/test": lambda c: c.alerts.test(sink="log"),
+    "GET /v1/cluster/map": lambda c: c.cluster.map(),
+    "PUT /v1/cluster/map": lambda c: c.cluster.put_map({"epoch": 1}, shard="a", expected=0),
+    "GET /v1/cluster/routing": lambda c: c.cluster.routing(),
+    "POST /v1/cluster/cells": lambda c: c.cluster.cells(
+        [{"columns": ["user"], "values": [["a"]]}], service="person"
+    ),
+    "GET /v1/cluster/moves": lambda c: c.cluster.moves(),
+    "POST /v1/cluster/moves/survey": lambda c: c.cluster.survey("0-9"),
+    "POST /v1/cluster/moves/digest": lambda c: c.cluster.digest("0-9", at=1),
+    "POST /v1/cluster/moves/leaving": lambda c: c.cluster.leave("pause", "m"),
+    "POST /v1/cluster/moves/history": lambda c: c.cluster.history("m", 3),
+    "POST /v1/cluster/moves/arriving": lambda c: c.cluster.arrive("seal", "m", through=3),
+    "POST /v1/cluster/moves/import": lambda c: c.cluster.take("m", b"chunk"),
     "POST /v1/backup": lambda c: c.backup("/backups/one", copy=True),
+    "POST /v1/erase": lambda c: c.erase("user", [{"user": "a"}]),
+    "GET /v1/erase": lambda c: c.erasures(),
+    "GET /v1/erase/one": lambda c: c.erasure("one"),
     "POST /v1/fsck": lambda c: c.fsck(),
     "POST /v1/consistency/run": lambda c: c.run_consistency(limit=5),
     "GET /v1/status": lambda c: c.status(),
@@ -111,8 +173,8 @@ def test_every_route_has_a_call() -> None:
 
 def test_every_operation_is_called_above() -> None:
     source = inspect.getsource(inspect.getmodule(test_every_route_has_a_call) or object)
-    groups = {"events": Events, "models": Models, "routes": Routes, "runs": Runs}
-    groups |= {"experiments": Experiments}
+    groups = {"alerts": Alerts, "events": Events, "models": Models, "routes": Routes, "runs": Runs}
+    groups |= {"experiments": Experiments, "cluster": Cluster}
     names = [f"{g}.{n}" for g, cls in groups.items() for n in vars(cls) if n[0] != "_"]
     names += [n for n in vars(Operations) if n[0] != "_" and n not in ("send", "drive")]
     for name in names:
@@ -141,11 +203,45 @@ class TestBoth:
         assert len(keys) == 3
         assert len(set(keys)) == 1
 
-    def test_a_prediction_is_not(self, kind: str, stub: Any, overloaded: MlpdError) -> None:
+    def test_a_prediction_is_only_if_it_was_refused_unexecuted(
+        self, kind: str, stub: Any, overloaded: MlpdError
+    ) -> None:
         stub.failures = [overloaded]
-        with pytest.raises(OverloadedError):
+        self.act(kind, stub.url, lambda c: c.predict("risk", ROWS))
+        assert len(stub.calls) == 2
+        stub.failures = [UnavailableError("stopping", code="not_ready")]
+        with pytest.raises(UnavailableError):
             self.act(kind, stub.url, lambda c: c.predict("risk", ROWS))
+        assert len(stub.calls) == 3
+
+    def test_a_deadline_is_for_all_attempts(
+        self, kind: str, stub: Any, overloaded: MlpdError
+    ) -> None:
+        stub.failures = [overloaded, overloaded]
+        self.act(kind, stub.url, lambda c: c.predict("risk", ROWS, deadline_s=20.0))
+        first, second, third = [float(call["headers"]["x-deadline-ms"]) for call in stub.calls]
+        assert first == 20_000.0
+        assert first - 10.0 >= second >= third + 10.0
+        stub.calls.clear()
+        stub.failures = [overloaded]
+        with pytest.raises(OverloadedError):  # it would come after the deadline
+            self.act(kind, stub.url, lambda c: c.predict("risk", ROWS, deadline_s=0.005))
         assert len(stub.calls) == 1
+
+    def test_rows_to_predict_come_in_every_form(self, kind: str, stub: Any) -> None:
+        columns = {"user": ["a", "b"], "age": [0.5, 1.5]}
+        forms: list[Any] = [
+            columns,
+            {"user": np.array(["a", "b"]), "age": np.array([0.5, 1.5])},
+            pl.DataFrame(columns),
+            [{"user": "a", "age": 0.5}, {"user": "b", "age": 1.5}],
+            [{"user": "a", "age": np.float64(0.5)}, {"user": np.str_("b"), "age": 1.5}],
+        ]
+        for form in forms:
+            self.act(kind, stub.url, lambda c, form=form: c.predict("risk", form))
+        sent = [call["body"]["rows"] for call in stub.calls]
+        assert sent[:3] == [columns] * 3
+        assert sent[3:] == [forms[3]] * 2
 
     def test_errors_keep_class_code_hint_and_details(self, kind: str, stub: Any) -> None:
         stub.failures = [
@@ -170,6 +266,52 @@ class TestBoth:
             self.act(kind, stub.url, lambda c: c.status(), timeout_s=0.1)
         assert caught.value.code == "timeout"
         assert self.act(kind, stub.url, lambda c: c.run_consistency(), timeout_s=0.1)
+
+    def test_files_go_up_and_answers_become_files(
+        self, kind: str, stub: Any, tmp_path: Path
+    ) -> None:
+        spine, out = tmp_path / "spine.parquet", tmp_path / "out.msgpack"
+        spine.write_bytes(bytes(3_000_000))
+        told: list[tuple[str, int, int]] = []
+
+        def save(client: Any) -> Any:
+            return client.save_history(
+                out, "risk", spine=spine, closed="left", on_progress=lambda *a: told.append(a)
+            )
+
+        found = self.act(kind, stub.url, save)
+        answer = msgpack.unpackb(out.read_bytes())
+        assert answer == {"method": "POST", "path": "/v1/features/history"}
+        size = out.stat().st_size
+        assert found == {"path": str(out), "rows": 0, "size_bytes": size}
+        assert told[-1] == ("received", size, size)
+        if kind == "sync":
+            assert told[-2] == ("sent", 3_000_000, 3_000_000)
+        (call,) = stub.calls
+        assert call["query"] == {"service": "risk", "closed": "left"}
+        assert call["headers"]["Content-Type"] == PARQUET
+        assert call["headers"]["Accept"] == MSGPACK
+        assert call["headers"]["Content-Length"] == "3000000"
+
+    def test_nothing_is_left_of_an_answer_that_is_none(
+        self, kind: str, stub: Any, tmp_path: Path
+    ) -> None:
+        def save(to: Path | str, spine: Any = ROWS) -> Any:
+            return self.act(kind, stub.url, lambda c: c.save_history(to, "risk", spine=spine))
+
+        stub.failures = [ConflictError("stale", code="stale_feature")]
+        with pytest.raises(ConflictError):
+            save(tmp_path / "out.parquet")
+        for to, spine, code in (
+            (tmp_path / "missing" / "out.parquet", ROWS, "unwritable_file"),
+            (tmp_path / "out.xlsx", ROWS, "unknown_format"),
+            (tmp_path / "out.json", tmp_path / "spine.csv", "unknown_format"),
+            (tmp_path / "out.json", tmp_path / "spine.parquet", "unreadable_file"),
+        ):
+            with pytest.raises(MlpdError) as caught:
+                save(to, spine)
+            assert caught.value.code == code
+        assert not [path for path in tmp_path.iterdir() if path.is_file()]
 
     def test_nobody_there(self, kind: str) -> None:
         with pytest.raises(UnavailableError) as caught:

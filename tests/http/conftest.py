@@ -1,30 +1,14 @@
 """Real daemons for the edge's tests: one with a model for all of them, and empty ones."""
 
-import importlib.util
-import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
 from mlpd.client import Client
 from mlpd.core.kernels import precompile
 from mlpd.daemon.app import KERNEL_MODULES
-
-
-def load_edge() -> ModuleType:
-    name = "tests_http_edge"
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, Path(__file__).parent / "edge.py")
-        assert spec is not None
-        assert spec.loader is not None
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
-
-
-edges = load_edge()
+from tests.http import edge as edges
 
 
 def pytest_collection_finish() -> None:
@@ -33,7 +17,7 @@ def pytest_collection_finish() -> None:
 
 
 @pytest.fixture(scope="session")
-def edge(tmp_path_factory: pytest.TempPathFactory) -> Iterator["edges.Edge"]:
+def edge(tmp_path_factory: pytest.TempPathFactory) -> Iterator[edges.Edge]:
     """A daemon with definitions, events, a trained model, a route; tests leave it as it is."""
     directory = tmp_path_factory.mktemp("edge")
     with edges.serve(directory, body_bytes_max=edges.BODY_BYTES_MAX) as running:
@@ -42,7 +26,7 @@ def edge(tmp_path_factory: pytest.TempPathFactory) -> Iterator["edges.Edge"]:
 
 
 @pytest.fixture
-def fresh(tmp_path: Path) -> Iterator["edges.Edge"]:
+def fresh(tmp_path: Path) -> Iterator[edges.Edge]:
     """An empty daemon for tests that change things; its definitions are applied."""
     with edges.serve(tmp_path / "data") as running:
         with Client(running.url) as client:
@@ -51,6 +35,6 @@ def fresh(tmp_path: Path) -> Iterator["edges.Edge"]:
 
 
 @pytest.fixture
-def client(edge: "edges.Edge") -> Iterator[Client]:
+def client(edge: edges.Edge) -> Iterator[Client]:
     with Client(edge.url) as found:
         yield found

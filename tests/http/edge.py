@@ -14,11 +14,19 @@ import numpy as np
 
 from mlpd import Aggregate, Entity, FeatureService, FeatureView, Job, Source, Spine, WindowView
 from mlpd.client import Client
-from mlpd.core.config import Config, ServerConfig
+from mlpd.core.config import (
+    Config,
+    LimitsConfig,
+    MonitoringConfig,
+    RegistryConfig,
+    ServerConfig,
+)
 from mlpd.core.definitions import build_document
+from mlpd.core.time import DAY_US, SECOND_US
 from mlpd.daemon.app import Daemon
 from mlpd.http.api import build_routes
 from mlpd.http.server import HttpServer
+from mlpd.http.slow import SlowLog
 
 BODY_BYTES_MAX = 256 * 1024
 START_US = 1_356_998_400_000_000  # 2013-01-01T00:00:00Z
@@ -63,6 +71,7 @@ class Edge:
     socket_url: str
     daemon: Daemon
     loop: asyncio.AbstractEventLoop
+    slow: SlowLog
     run_id: str = ""
     prediction_id: str = ""
     host: str = field(init=False)
@@ -99,9 +108,16 @@ class Edge:
 
 
 @contextmanager
-def serve(directory: Path, **server: Any) -> Iterator[Edge]:
+def serve(
+    directory: Path, *, registry: dict[str, Any] | None = None, **server: Any
+) -> Iterator[Edge]:
     """Run a daemon on `directory` until the block ends."""
-    config = Config(server=replace(ServerConfig(port=0), **server))
+    config = Config(
+        server=replace(ServerConfig(port=0), **server),
+        limits=LimitsConfig(*(60 * SECOND_US,) * 3),  # a slow machine is no crowd
+        monitoring=MonitoringConfig(audit_us=DAY_US),  # no child of its own between tests
+        registry=RegistryConfig(**registry or {}),
+    )
     started: list[Edge | BaseException] = []
     up, stop = threading.Event(), asyncio.Event()
 
@@ -111,7 +127,8 @@ def serve(directory: Path, **server: Any) -> Iterator[Edge]:
         await server.start(daemon.paths.socket)
         await daemon.start()
         socket_url = f"unix:{daemon.paths.socket}"
-        started.append(Edge(server.url, socket_url, daemon, asyncio.get_running_loop()))
+        loop = asyncio.get_running_loop()
+        started.append(Edge(server.url, socket_url, daemon, loop, server._slow))
         up.set()
         await stop.wait()
         daemon.refuse()
@@ -166,3 +183,15 @@ def fill(edge: Edge) -> None:
         client.routes.put("risk", {"service": "risk", "arms": [{"model": "risk@champion"}]})
         answer = client.predict("risk", [ROW])
         edge.prediction_id = answer["predictions"][0]["prediction_id"]
+
+
+def train_another(edge: Edge) -> None:
+    """Make a second version, of events that say the opposite; no alias points to it."""
+    events = sample_events()
+    events["bought"] = 1 - events["bought"]
+    for name in ("event_time", "known_at", "shown_at"):
+        events[name] = events[name] + 10 * 86_400_000_000
+    with Client(edge.url) as client:
+        client.events.send("clicks", events)
+        run = client.runs.wait(client.runs.start("risk", deploy="none")["run_id"], timeout_s=50)
+        assert run["state"] == "succeeded", run["error"]

@@ -15,7 +15,13 @@ def test_definitions_are_planned_then_applied(fresh: Any) -> None:
         running = client.definitions()
         document = running["document"]
         assert running["version"] == 1
-        assert client.plan(document) == {"version": 1, "changes": {}, "backfill": {}}
+        assert client.plan(document) == {
+            "version": 1,
+            "changes": {},
+            "backfill": {},
+            "pinned": [],
+            "cost": {},
+        }
         entities = {**document["entities"], "shop": {"keys": {"shop": "int64"}}}
         changed = {**document, "entities": entities}
         assert client.plan(changed)["changes"]["entities"]["added"] == ["shop"]

@@ -20,7 +20,8 @@ with_body = pytest.mark.parametrize(
 
 def path_of(edge: Any, route: Route) -> str:
     names = {"source": "clicks", "route": "risk", "name": "risk", "alias": "champion"}
-    names |= {"version": "1", "id": edge.run_id, "model": "risk"}
+    names |= {"version": "1", "id": edge.run_id, "model": "risk", "region": "r", "order": "1"}
+    names |= {"picture": "importance", "feature": "age"}
     return route.path.replace("{page:.+}", "formats/log.md").format_map(names)
 
 
@@ -82,12 +83,10 @@ def test_a_foreign_site_is_refused_on_every_method(
 
 @with_route
 def test_a_body_over_the_limit_is_refused_before_it_comes(edge: Any, route: Route) -> None:
-    path = path_of(edge, route)
-    status, value, _ = edge.call(
-        route.method,
-        path,
-        headers={"Content-Length": str(edge.daemon.config.server.body_bytes_max + 1)},
-    )
+    path, config = path_of(edge, route), edge.daemon.config
+    most = config.registry.upload_bytes_max if route.consumes else config.server.body_bytes_max
+    headers = {"Content-Length": str(most + 1)}
+    status, value, _ = edge.call(route.method, path, headers=headers)
     assert status == 413
     assert check_shape(path, value) in ("body_too_large", value["error"])
 
@@ -178,7 +177,16 @@ def test_an_unknown_path(edge: Any, path: str) -> None:
         ("GET", "/v1/drift/risk?start=2013-01-01T00:00:00", None, 400, "naive_time"),
         ("GET", "/v1/drift/risk?step=soon", None, 400, "invalid_duration"),
         ("GET", "/v1/drift/risk?start=2&end=1", None, 400, "empty_window"),
+        ("GET", "/v1/drift/risk?reference=past", None, 400, "unknown_choice"),
+        ("GET", "/v1/drift/risk?reference=previous", None, 404, "no_previous_version"),
+        ("GET", "/v1/drift/risk?reference=rolling&count=0", None, 400, "wrong_limit"),
+        ("GET", "/v1/drift/risk/features/colour", None, 404, "unknown_feature"),
+        ("POST", "/v1/drift/nothing/check", {}, 404, "unknown_model"),
+        ("POST", "/v1/drift/risk/check", {"count": -1}, 400, "wrong_limit"),
         ("GET", "/v1/performance/nothing", None, 404, "unknown_model"),
+        ("GET", "/v1/performance/nothing/analysis", None, 404, "unknown_model"),
+        ("GET", "/v1/performance/risk/analysis?by=colour", None, 400, "unknown_slice"),
+        ("GET", "/v1/performance/risk/analysis?start=2&end=1", None, 400, "empty_window"),
         ("GET", "/docs/../api.py", None, 404, "unknown_page"),
         ("GET", "/docs/%2Fetc%2Fpasswd", None, 404, "unknown_page"),
         ("POST", "/v1/consistency/run", {"limit": 0}, 400, "wrong_limit"),

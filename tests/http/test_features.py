@@ -1,18 +1,26 @@
 """Features over HTTP: online reads, point-in-time joins, their formats and their errors."""
 
+import asyncio
+import http.client
 import io
 import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import msgpack
 import polars as pl
 import pytest
 
-from mlpd.client import Client
-from mlpd.core.errors import ConflictError
-from mlpd.http.frames import encode_frame, read_arrow_spine, read_spine
-from mlpd.http.shapes import rows_of_columns
-from mlpd.http.wire import ARROW, JSON, MSGPACK, PARQUET
+from mlpd.client import AsyncClient, Client
+from mlpd.core.errors import ConflictError, StorageFullError, TooLargeError, ValidationError
+from mlpd.core.media import ARROW, ARROW_FILE, FRAME_FORMATS, JSON, MSGPACK, PARQUET
+from mlpd.daemon import history, spines
+from mlpd.daemon.frame_files import write_frames
+from mlpd.daemon.history_child import read_spine
+from mlpd.daemon.spines import read_spine_file
+from mlpd.http import features
 
 START_US = 1_356_998_400_000_000
 HOUR_US = 3_600_000_000
@@ -152,32 +160,246 @@ def test_a_join_comes_as_asked(edge: Any) -> None:
     assert (status, value["error"]["code"]) == (400, "not_acceptable")
 
 
-def test_frames_are_the_same_in_every_format() -> None:
-    frame = pl.DataFrame({"a": [1.5, None], "b": ["x", "y"]})
-    frame = frame.with_columns(t=pl.Series([1, 2]).cast(pl.Datetime("us", "UTC")))
-    buffer = io.BytesIO()
-    frame.write_ipc_stream(buffer)
-    stream = buffer.getvalue()
-    assert pl.read_ipc_stream(encode_frame(stream, ARROW)).equals(frame)
-    assert pl.read_parquet(io.BytesIO(encode_frame(stream, PARQUET))).equals(frame)
-    columns = {"columns": {"a": [1.5, None], "b": ["x", "y"], "t": [1, 2]}}
-    assert json.loads(encode_frame(stream, JSON)) == columns
-    assert msgpack.unpackb(encode_frame(stream, MSGPACK)) == columns
+def test_frames_are_the_same_in_every_format(tmp_path: Path) -> None:
+    frame = pl.DataFrame({"a": [1.5, None, 2.5], "b": ["x", "y", None], "c": [b"\x00", b"", None]})
+    frame = frame.with_columns(t=pl.Series([1, 2, 3]).cast(pl.Datetime("us", "UTC")))
+    path, found = tmp_path / "answer", {}
+    for kind in (ARROW, ARROW_FILE, PARQUET, JSON, MSGPACK):
+        assert write_frames(iter([frame[:2], frame[2:]]), kind, path) == 3
+        found[kind] = path.read_bytes()
+        assert [entry.name for entry in tmp_path.iterdir()] == ["answer"]
+    assert pl.read_ipc_stream(found[ARROW]).equals(frame)
+    assert pl.read_ipc(found[ARROW_FILE]).equals(frame)
+    assert pl.read_parquet(found[PARQUET]).equals(frame)
+    plain = {"a": [1.5, None, 2.5], "b": ["x", "y", None], "t": [1, 2, 3]}
+    assert json.loads(found[JSON]) == {"columns": {**plain, "c": ["0x00", "0x", None]}}
+    assert msgpack.unpackb(found[MSGPACK]) == {"columns": {**plain, "c": [b"\x00", b"", None]}}
+    for kind in (ARROW, ARROW_FILE, PARQUET, JSON, MSGPACK):
+        assert write_frames(iter([frame[:0]]), kind, path) == 0
+    assert msgpack.unpackb(path.read_bytes()) == {"columns": {name: [] for name in "abct"}}
 
 
-def test_a_spine_is_the_same_in_every_form(edge: Any, client: Client) -> None:
-    closure = edge.daemon.read.closure("risk")
-    columns = spine()
-    frame = pl.DataFrame(columns).with_columns(pl.col("event_time").cast(pl.Datetime("us", "UTC")))
+@pytest.mark.parametrize("kind", [ARROW, ARROW_FILE, PARQUET, JSON])
+def test_an_error_while_frames_are_made_comes_out_as_it_is(kind: str, tmp_path: Path) -> None:
+    def frames() -> Iterator[pl.DataFrame]:
+        yield pl.DataFrame({"a": [1]})
+        raise ConflictError("too old", code="stale_feature")
+
+    with pytest.raises(ConflictError, match="too old"):
+        write_frames(frames(), kind, tmp_path / "answer")
+
+
+@pytest.mark.parametrize("kind", [ARROW, ARROW_FILE, PARQUET, MSGPACK])
+def test_a_full_disk_is_told_as_one(kind: str, tmp_path: Path) -> None:
+    (tmp_path / "answer").symlink_to("/dev/full")
+    (tmp_path / "answer.spooled").symlink_to("/dev/full")
+    frame = pl.DataFrame({"a": range(1000)})
+    with pytest.raises(StorageFullError):
+        write_frames(iter([frame] * 100), kind, tmp_path / "answer")
+
+
+def file_of(frame: pl.DataFrame, kind: str) -> bytes:
     buffer = io.BytesIO()
-    frame.write_ipc_stream(buffer)
-    by_rows = read_spine(closure, rows_of_columns("spine", columns))
-    by_arrow = read_arrow_spine(closure, buffer.getvalue())
-    assert by_rows.keys() == by_arrow.keys()
-    for name, column in by_rows.items():
-        assert (column.dtype, column.to_list()) == (by_arrow[name].dtype, by_arrow[name].to_list())
-    joined = client.history("risk", spine=frame)
-    assert joined.select(frame.columns).equals(frame)
+    write = {ARROW: frame.write_ipc_stream, ARROW_FILE: frame.write_ipc}
+    write.get(kind, frame.write_parquet)(buffer)  # type: ignore[operator]
+    return buffer.getvalue()
+
+
+def timed_spine() -> pl.DataFrame:
+    times = pl.col("event_time").cast(pl.Datetime("us", "UTC"))
+    return pl.DataFrame(spine()).with_columns(times)
+
+
+@pytest.mark.parametrize(
+    ("sent", "wanted"),
+    [
+        (ARROW, "arrow"),
+        (ARROW_FILE, "arrow_file"),
+        (PARQUET, "parquet"),
+        (PARQUET, "json"),
+        (ARROW, "msgpack"),
+    ],
+)
+def test_a_spine_is_the_same_in_every_form(edge: Any, sent: str, wanted: str) -> None:
+    by_rows = join(edge, JSON)[1]["columns"]
+    headers = {"Content-Type": sent}
+    path = f"/v1/features/history?service=risk&format={wanted}"
+    status, body, got = edge.call("POST", path, file_of(timed_spine(), sent), headers)
+    assert (status, got["x-mlpd-rows"]) == (200, "3"), body
+    assert got["content-type"] == FRAME_FORMATS[wanted]
+    if wanted in ("json", "msgpack"):
+        value = msgpack.unpackb(body) if wanted == "msgpack" else body
+        assert value["columns"] == by_rows
+        return
+    read = {"arrow": pl.read_ipc_stream, "arrow_file": pl.read_ipc, "parquet": pl.read_parquet}
+    frame = read[wanted](body)  # type: ignore[operator]
+    assert frame.columns == list(by_rows)
+    assert {s.name: s.to_physical().to_list() for s in frame} == by_rows
+
+
+def test_types_that_mean_the_same_are_taken(edge: Any) -> None:
+    frame = timed_spine().with_columns(
+        pl.col("event_time").dt.cast_time_unit("ms").dt.convert_time_zone("Europe/Berlin"),
+        pl.col("user").cast(pl.Categorical),
+        pl.col("age").cast(pl.Float32),
+    )
+    headers = {"Content-Type": PARQUET}
+    path = "/v1/features/history?service=risk&format=json"
+    status, body, _ = edge.call("POST", path, file_of(frame, PARQUET), headers)
+    assert (status, body) == (200, join(edge, JSON)[1])
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        (lambda f: f.drop("event_time"), "missing_timestamp"),
+        (lambda f: f.drop("user"), "missing_entity_key"),
+        (lambda f: f.drop("age"), "missing_request_field"),
+        (lambda f: f.with_columns(x=1), "unknown_column"),
+        (lambda f: f.with_columns(pl.col("event_time").dt.replace_time_zone(None)), "naive_time"),
+        (lambda f: f.with_columns(pl.lit(None).alias("event_time")), "missing_timestamp"),
+        (lambda f: f.with_columns(user=5), "wrong_type"),
+        (lambda f: f.with_columns(age=pl.lit("old")), "wrong_type"),
+        (lambda f: f.with_columns(user=pl.lit([["a"]])), "wrong_type"),
+        (lambda f: f.with_columns(sequence=1), "missing_sequence"),
+    ],
+)
+@pytest.mark.parametrize("kind", [ARROW, ARROW_FILE, PARQUET])
+def test_bad_files_of_a_spine(edge: Any, tmp_path: Path, kind: str, change: Any, code: str) -> None:
+    closure, path = edge.daemon.read.closure("risk"), tmp_path / "spine"
+    path.write_bytes(file_of(change(timed_spine()), kind))
+    request = {"spine_file": str(path), "spine_format": kind, "mode": "as_known"}
+    with pytest.raises(ValidationError) as caught:
+        read_spine(request, closure)
+    assert caught.value.code == code
+
+
+@pytest.mark.parametrize("kind", [ARROW, ARROW_FILE, PARQUET])
+@pytest.mark.parametrize("body", [b"", b"x", b"PAR1" + bytes(100), b"\xff" * 64])
+def test_what_is_no_frame_is_a_malformed_body(
+    edge: Any, tmp_path: Path, kind: str, body: bytes
+) -> None:
+    path = tmp_path / "spine"
+    path.write_bytes(body)
+    with pytest.raises(ValidationError) as caught:
+        read_spine_file(path, kind, edge.daemon.read.closure("risk"))
+    assert caught.value.code == "malformed_body"
+    assert caught.value.hint
+
+
+def test_errors_of_the_child_are_answered_as_they_are(edge: Any) -> None:
+    path, headers = "/v1/features/history?service=risk", {"Content-Type": PARQUET}
+    for body, code in (
+        (b"PAR1", "malformed_body"),
+        (file_of(timed_spine().with_columns(user=5), PARQUET), "wrong_type"),
+    ):
+        status, value, _ = edge.call("POST", path, body, headers)
+        assert (status, value["error"]["code"]) == (400, code), value
+    assert not list(edge.daemon.paths.joins.iterdir())
+
+
+def test_too_many_rows_are_told_before_they_are_read(
+    edge: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spines, "ROWS_MAX", 2)
+    path = tmp_path / "spine"
+    for kind in (ARROW, ARROW_FILE, PARQUET):
+        path.write_bytes(file_of(timed_spine(), kind))
+        with pytest.raises(TooLargeError) as caught:
+            read_spine_file(path, kind, edge.daemon.read.closure("risk"))
+        assert caught.value.code == "spine_too_large"
+    status, value, _ = join(edge, JSON)
+    assert (status, value["error"]["code"]) == (413, "spine_too_large")
+
+
+def test_more_joins_than_there_is_room_for_are_refused(
+    edge: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(history, "OPEN_MAX", 0)
+    status, value, headers = join(edge, JSON)
+    assert (status, value["error"]["code"]) == (503, "too_many_joins")
+    assert int(headers["retry-after"]) > 0
+
+
+@pytest.mark.parametrize(
+    ("query", "kind", "status", "code"),
+    [
+        ("service=risk&format=csv", PARQUET, 400, "unknown_choice"),
+        ("service=risk&closed=both", PARQUET, 400, "unknown_choice"),
+        ("service=nothing", PARQUET, 404, "unknown_service"),
+        ("", PARQUET, 400, "invalid_request"),
+        ("service=risk&rows=1", PARQUET, 400, "unknown_parameter"),
+        ("service=risk", "text/csv", 400, "unsupported_media_type"),
+    ],
+)
+def test_bad_questions_of_a_file(edge: Any, query: str, kind: str, status: int, code: str) -> None:
+    body = file_of(timed_spine(), PARQUET)
+    path = f"/v1/features/history?{query}"
+    found, value, _ = edge.call("POST", path, body, {"Content-Type": kind})
+    assert (found, value["error"]["code"]) == (status, code), value
+
+
+def test_a_spine_over_the_limit_is_refused_by_its_length_and_by_its_bytes(
+    edge: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(features, "SPINE_BYTES_MAX", 1000)
+    path, headers = "/v1/features/history?service=risk", {"Content-Type": PARQUET}
+    for body in (bytes(2000), iter([bytes(600), bytes(600)])):
+        connection = http.client.HTTPConnection(edge.host, timeout=30)
+        try:
+            connection.request("POST", path, body, headers)
+            response = connection.getresponse()
+            value = json.loads(response.read())
+        finally:
+            connection.close()
+        assert (response.status, value["error"]["code"]) == (413, "body_too_large")
+    assert not list(edge.daemon.paths.joins.iterdir())
+
+
+def test_clients_join_file_to_file(edge: Any, client: Client, tmp_path: Path) -> None:
+    path, out = tmp_path / "spine.parquet", tmp_path / "out.parquet"
+    frame = timed_spine()
+    frame.write_parquet(path)
+    expected = client.history("risk", spine=frame)
+    assert expected.select(frame.columns).equals(frame)
+    assert client.history("risk", spine=path).equals(expected)
+    found = client.save_history(out, "risk", spine=path)
+    assert found == {"path": str(out), "rows": 3, "size_bytes": out.stat().st_size}
+    assert pl.read_parquet(out).equals(expected)
+
+    async def save() -> Any:
+        async with AsyncClient(edge.url) as other:
+            return await other.save_history(out.with_suffix(".arrow"), "risk", spine=path)
+
+    assert asyncio.run(save())["rows"] == 3
+    assert pl.read_ipc(out.with_suffix(".arrow")).equals(expected)
+    assert not list(edge.daemon.paths.joins.iterdir())
+
+
+def test_who_closes_with_the_last_byte_has_not_gone_away(edge: Any) -> None:
+    def counted() -> dict[str, float]:
+        text = edge.call("GET", "/metrics")[1].decode()
+        lines = [line for line in text.splitlines() if "requests_total{" in line]
+        mine = [line for line in lines if 'route="/v1/features/history"' in line]
+        return {line.split('code="')[1][:3]: float(line.split()[-1]) for line in mine}
+
+    before = counted()
+    for _ in range(3):
+        assert join(edge, PARQUET)[0] == 200
+    stop_s = time.monotonic() + 20.0
+    while (now := counted()).get("200", 0.0) < before.get("200", 0.0) + 3:
+        assert time.monotonic() < stop_s, (before, now)
+        time.sleep(0.01)
+    assert now.get("499") == before.get("499")
+
+
+def test_an_open_end_hides_events_of_a_rows_own_time(client: Client) -> None:
+    fresh = {"event_time": START_US - HOUR_US, "known_at": START_US - HOUR_US, "user": "own"}
+    client.events.send("clicks", [{**fresh, "amount": 5.0}])
+    one = {"event_time": [fresh["event_time"]], "user": ["own"]}
+    for closed, amount in ((None, 5.0), ("right", 5.0), ("left", None)):
+        frame = client.history(features=["profile.amount"], spine=one, closed=closed)
+        assert frame["profile.amount"].to_list() == [amount]
 
 
 def test_a_join_of_now_is_what_a_read_says(client: Client) -> None:

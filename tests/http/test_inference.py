@@ -1,7 +1,11 @@
 """The Open Inference Protocol over HTTP: paths, answers, plain errors."""
 
+import gzip
+import http.client
 import json
 import math
+import struct
+import zlib
 from typing import Any
 
 import pytest
@@ -68,10 +72,6 @@ def test_a_large_request_is_answered_whole(edge: Any) -> None:
         ("/v2/models/risk/infer", {"inputs": [{**TENSOR, "name": "x"}]}, {}, 400, "'x'"),
         ("/v2/models/risk/infer", {"inputs": [{**TENSOR, "shape": [1, 3]}]}, {}, 400, "3"),
         ("/v2/models/risk/infer", {"inputs": [{**TENSOR, "datatype": "FP32"}]}, {}, 400, "FP64"),
-        (
-            *("/v2/models/risk/infer", {"inputs": [TENSOR]}),
-            *({"Inference-Header-Content-Length": "10"}, 400, "JSON"),
-        ),
         ("/v2/models/risk/infer", {"inputs": [TENSOR]}, {"x-deadline-ms": "0"}, 504, "deadline"),
         ("/v2/repository/models/nothing/load", b"", {}, 404, "nothing"),
         ("/v2/repository/models/risk/load", {"parameters": {"f": "x"}}, {}, 400, "registry"),
@@ -104,8 +104,148 @@ def test_the_index_takes_an_empty_body(edge: Any, body: bytes) -> None:
     )
 
 
-def test_the_server_names_its_extensions_and_not_the_binary_one(edge: Any) -> None:
+def test_the_server_names_its_extensions(edge: Any) -> None:
     value = edge.call("GET", "/v2")[1]
     assert value["name"] == "mlpd"
-    assert "binary_tensor_data" not in value["extensions"]
+    assert "binary_tensor_data" in value["extensions"]
     assert edge.call("GET", "/v2/models/stats")[1]["model_stats"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [("GET", "/v2/models/risk/infer"), ("POST", "/v2/models/risk"), ("DELETE", "/v2/logging")],
+)
+def test_a_wrong_method_is_405_and_plain(edge: Any, method: str, path: str) -> None:
+    status, value, headers = edge.call(method, path)
+    assert (status, headers["content-type"]) == (405, "application/json")
+    assert headers["allow"] in value["error"]
+
+
+def binary_body(document: dict[str, Any], *blobs: bytes) -> tuple[bytes, dict[str, str]]:
+    head = json.dumps(document).encode()
+    headers = {
+        "Content-Type": "application/octet-stream",
+        "Inference-Header-Content-Length": str(len(head)),
+    }
+    return b"".join((head, *blobs)), headers
+
+
+def test_kserves_client_is_understood(edge: Any) -> None:
+    """Its InferRequest.to_rest: a model_name, an id always, parameters that say binary_data_size.
+
+    Installing it takes 450 MB (it brings kubernetes, grpc and pandas), hence only its requests.
+    """
+    row = [0.5] * WIDTH
+    document = {
+        "id": "1f7c0e5e-65a5-4c5f-8a3b-1d9f8ef7c9d3",
+        "model_name": "risk",
+        "inputs": [{**TENSOR, "parameters": {"binary_data_size": 8 * WIDTH}}],
+        "outputs": [{"name": "score", "parameters": {"binary_data": True}}],
+        "parameters": {"binary_data_output": True},
+    }
+    del document["inputs"][0]["data"]
+    body, headers = binary_body(document, struct.pack(f"<{WIDTH}d", *row))
+    status, value, got = edge.call("POST", "/v2/models/risk/infer", body, headers)
+    assert (status, got["content-type"]) == (200, "application/octet-stream")
+    head = int(got["inference-header-content-length"])
+    answer = json.loads(value[:head])
+    assert (answer["id"], answer["model_version"]) == (document["id"], "1")
+    (output,) = answer["outputs"]
+    assert output == {
+        "name": "score",
+        "datatype": "FP64",
+        "shape": [1, 1],
+        "parameters": {"binary_data_size": 8},
+    }
+    text = edge.call("POST", "/v2/models/risk/infer", {"inputs": [{**TENSOR, "data": row}]})[1]
+    assert list(struct.unpack("<d", value[head:])) == text["outputs"][0]["data"]
+
+
+@pytest.mark.parametrize(
+    ("accept", "encoding"),
+    [
+        ("gzip", "gzip"),
+        ("deflate", "deflate"),
+        ("br;q=1.0, deflate;q=0.5, gzip;q=0.2", "gzip"),
+        ("gzip;q=0, deflate", "deflate"),
+        ("gzip; q=0", None),
+        ("gzip;q=x", None),
+        ("*", None),
+        ("identity", None),
+        ("", None),
+    ],
+)
+@pytest.mark.parametrize("binary", [False, True])
+def test_large_answers_are_compressed_as_accepted(
+    edge: Any, accept: str, encoding: str | None, binary: bool
+) -> None:
+    n = 300
+    tensor = {**TENSOR, "shape": [n, WIDTH], "data": [0.0] * (n * WIDTH)}
+    request = {"inputs": [tensor], "parameters": {"binary_data_output": binary}}
+    connection = http.client.HTTPConnection(edge.host, timeout=30)
+    headers = {"Accept-Encoding": accept} if accept else {}
+    connection.request("POST", "/v2/models/risk/infer", json.dumps(request), headers)
+    response = connection.getresponse()
+    data = response.read()
+    connection.close()
+    assert response.headers.get("Content-Encoding") == encoding
+    assert (len(data) < 8 * n) == (encoding is not None)
+    inflate = {"gzip": gzip.decompress, "deflate": zlib.decompress}
+    data = inflate[encoding](data) if encoding else data
+    head = int(response.headers.get("Inference-Header-Content-Length", len(data)))
+    assert len(data) - head == (8 * n if binary else 0)
+    assert json.loads(data[:head])["outputs"][0]["shape"] == [n, 1]
+
+
+def test_small_answers_are_not_compressed(edge: Any) -> None:
+    body, headers = {"inputs": [TENSOR]}, {"Accept-Encoding": "gzip"}
+    got = edge.call("POST", "/v2/models/risk/infer", body, headers)[2]
+    assert "content-encoding" not in got
+
+
+def test_the_inflated_size_is_capped(edge: Any) -> None:
+    body = gzip.compress(b" " * (64 << 20))
+    assert len(body) < edge.daemon.config.server.body_bytes_max
+    headers = {"Content-Encoding": "gzip"}
+    status, value, _ = edge.call("POST", "/v2/models/risk/infer", body, headers)
+    assert status == 413
+    assert "over the limit" in value["error"]
+
+
+SIZED = {key: value for key, value in TENSOR.items() if key != "data"}
+VECTOR = bytes(8 * WIDTH)
+
+
+def sized(size: Any, **changes: Any) -> dict[str, Any]:
+    return {"inputs": [{**SIZED, "parameters": {"binary_data_size": size}, **changes}]}
+
+
+@pytest.mark.parametrize(
+    ("document", "blob", "length", "text"),
+    [
+        (sized(8 * WIDTH), VECTOR, "-1", "bytes"),
+        (sized(8 * WIDTH), VECTOR, "9" * 30, "bytes"),
+        (sized(8 * WIDTH), VECTOR, "x", "bytes"),
+        (sized(8 * WIDTH), VECTOR, "\u00b2", "bytes"),
+        (sized(8 * WIDTH), VECTOR, "0", "not a JSON object"),
+        (sized(8 * WIDTH), VECTOR, "7", "not valid"),
+        (sized(8 * WIDTH), b"", None, "0 bytes are left"),
+        (sized(8 * WIDTH), VECTOR + b"\0", None, "1 bytes of the body belong to no input"),
+        (sized(8 * WIDTH - 1), VECTOR, None, "has 55 bytes"),
+        (sized(-8), VECTOR, None, "-8"),
+        (sized("8"), VECTOR, None, "bytes are left"),
+        (sized(8 * WIDTH, data=[0.0] * WIDTH), VECTOR, None, "two kinds"),
+        (sized(8 * WIDTH, shape=[2**62, 2**62]), VECTOR, None, "shape"),
+        (sized(8 * WIDTH, datatype="BYTES"), VECTOR, None, "more than 7 values"),
+        (sized(8 * WIDTH, datatype="BOOL"), VECTOR, None, "takes 7"),
+    ],
+)
+def test_wrong_bytes_are_explained(
+    edge: Any, document: Any, blob: bytes, length: str | None, text: str
+) -> None:
+    body, headers = binary_body(document, blob)
+    if length is not None:
+        headers["Inference-Header-Content-Length"] = length
+    status, value, got = edge.call("POST", "/v2/models/risk/infer", body, headers)
+    assert (status, got["content-type"]) == (400, "application/json")
+    assert text in value["error"]

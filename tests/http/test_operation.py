@@ -1,7 +1,6 @@
 """Health, documentation, metrics, starting and stopping."""
 
 import stat
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from mlpd.client import Client
 from mlpd.core.config import ServerConfig
 from mlpd.core.errors import UnavailableError
 from mlpd.http.server import HttpServer
+from tests.http import edge as edges
 
 DOCS = Path(mlpd.__file__).parent / "docs"
 
@@ -32,7 +32,7 @@ def test_while_not_ready_only_health_answers(fresh: Any) -> None:
 
 
 def test_the_unix_socket_is_its_owners_alone_and_goes_with_the_server(tmp_path: Path) -> None:
-    with sys.modules["tests_http_edge"].serve(tmp_path) as running:
+    with edges.serve(tmp_path) as running:
         path = tmp_path / "mlpd.sock"
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
         with Client(running.socket_url) as client:

@@ -59,17 +59,17 @@ def test_many_rows_are_served_and_logged_as_few_are(edge: Any, client: Client) -
 def test_a_read_of_many_rows_leaves_the_loop_to_others(
     edge: Any, path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read, go = edge.daemon.read.read, threading.Event()
+    read, go = edge.daemon.read.read_each, threading.Event()
     begun, threads = threading.Event(), []
 
-    def read_slowly(closure: Any, given: Any, **options: Any) -> Any:
+    def read_slowly(closures: Any, given: Any, **options: Any) -> Any:
         threads.append(threading.current_thread().name)
         if len(given["user"]) > 1:
             begun.set()
             assert go.wait(20), "nobody else was served meanwhile"
-        return read(closure, given, **options)
+        return read(closures, given, **options)
 
-    monkeypatch.setattr(edge.daemon.read, "read", read_slowly)
+    monkeypatch.setattr(edge.daemon.read, "read_each", read_slowly)
     name = "rows" if "predict" in path else "entities"
     asked = {} if "predict" in path else {"service": "risk"}
     with ThreadPoolExecutor(1) as pool:

@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 
 from mlpd.core.config import ServerConfig
 from mlpd.core.errors import ForbiddenError, InvalidRequestError, ValidationError
+from mlpd.core.media import JSON, MSGPACK
 from mlpd.http.api import build_routes
 from mlpd.http.security import HostGuard
 from mlpd.http.shapes import Field, Shape, rows_of_columns
-from mlpd.http.wire import JSON, MSGPACK, accepted, decode, encode
+from mlpd.http.wire import accepted, decode, encode
 
 SHAPES = [r.body for r in build_routes(None) if r.body is not None]  # type: ignore[arg-type]
 scalars = st.none() | st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.floats() | st.text()
@@ -176,7 +177,7 @@ def test_the_guard(method: str, headers: dict[str, str], code: str | None) -> No
 
 def test_encoding_takes_numpy_and_refuses_the_unknown() -> None:
     value = {"a": np.arange(3), "b": np.float64(0.5), "c": b"\x01"}
-    assert json.loads(encode(value, JSON)) == {"a": [0, 1, 2], "b": 0.5, "c": "01"}
+    assert json.loads(encode(value, JSON)) == {"a": [0, 1, 2], "b": 0.5, "c": "0x01"}
     assert msgpack.unpackb(encode(value, MSGPACK)) == {"a": [0, 1, 2], "b": 0.5, "c": b"\x01"}
     with pytest.raises(TypeError):
         encode({"a": object()}, JSON)

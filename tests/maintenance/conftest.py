@@ -1,7 +1,6 @@
 """A data directory with everything in it, made once; each test damages a copy of its own."""
 
 import asyncio
-import importlib.util
 import shutil
 import sys
 import time
@@ -22,22 +21,7 @@ from mlpd.storage.files import DataDirectory
 from mlpd.storage.tables import Table
 from mlpd.storage.transactions import WriteTransaction
 from mlpd.storage.writer import Writer
-
-
-def load_edge() -> ModuleType:
-    """The daemon of the edge's tests: `serve`, `fill`, `DOCUMENT`, `ROW`."""
-    name = "tests_http_edge"
-    if name not in sys.modules:
-        path = Path(__file__).parents[1] / "http" / "edge.py"
-        spec = importlib.util.spec_from_file_location(name, path)
-        assert spec is not None
-        assert spec.loader is not None
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
-
-
-edges = load_edge()
+from tests.http import edge as edges
 
 
 def pytest_collection_finish() -> None:

@@ -1,6 +1,6 @@
 """Runs a backup or a restore in forked processes, each killed at another file operation.
 
-    python crash_child.py backup|restore SOURCE WORK STEP
+    python crash_child.py backup|restore|fill SOURCE WORK STEP
 
 For k = 1, 1 + STEP, ... a process works from SOURCE to WORK/k/target and is killed (kill -9) at
 its k-th operation on a file below WORK/k.  One line of JSON per k tells how it ended; the last one
@@ -57,7 +57,13 @@ def bring_back(source: Path, target: Path) -> None:
     restore(source, target, system_clock)
 
 
-ACTIONS = {"backup": back_up, "restore": bring_back}
+def fill(source: Path, target: Path) -> None:
+    target.mkdir()
+    (target / "lost+found").mkdir()
+    restore(source, target, system_clock)
+
+
+ACTIONS = {"backup": back_up, "restore": bring_back, "fill": fill}
 
 
 def main() -> None:

@@ -23,6 +23,7 @@ from mlpd.core.errors import ConflictError, MlpdError, NotFoundError, Overloaded
 from mlpd.core.time import system_clock
 from mlpd.daemon import backup as backup_module
 from mlpd.daemon import backup_child
+from mlpd.daemon.app import Daemon
 from mlpd.daemon.backup import Backup
 from mlpd.daemon.fsck import check_stopped
 from mlpd.daemon.restore import restore
@@ -422,6 +423,55 @@ class TestRestore:
         assert "mlpd serve --data-dir" in done.stdout
         assert not list(tmp_path.glob(".restored*"))
 
+    def test_a_directory_that_is_there_is_filled_and_stays(
+        self, backup: Path, tmp_path: Path, tools: Any
+    ) -> None:
+        """As a mount point has to, which can't be replaced; with what a new filesystem has."""
+        target = tmp_path / "restored"
+        target.mkdir(mode=0o750)
+        (target / "lost+found").mkdir()
+        inode = target.stat().st_ino
+        assert restore(backup, target, system_clock)["fsck"]["clean"]
+        assert (target.stat().st_ino, target.stat().st_mode & 0o777) == (inode, 0o750)
+        names = {path.name for path in target.iterdir()}
+        assert {"lmdb", "segments", "registry", "config.toml", "lost+found"} <= names
+        assert ".restoring" not in names
+        with tools.edges.serve(target) as running, Client(running.url) as client:
+            assert client.status()["ready"]
+        with pytest.raises(ConflictError) as caught:
+            restore(backup, target, system_clock)
+        assert caught.value.code == "data_directory_not_empty"
+
+    def test_a_failed_filling_leaves_the_directory_empty(
+        self, data: DataDirectory, tmp_path: Path, tools: Any
+    ) -> None:
+        key, _ = tools.rows_of(data, Table.LOG)[-3]
+        tools.write(data, lambda txn: txn.delete(Table.LOG, key))
+        back_up(data, tmp_path / "backup")
+        target = tmp_path / "restored"
+        target.mkdir()
+        with pytest.raises(ConflictError) as caught:
+            restore(tmp_path / "backup", target, system_clock)
+        assert caught.value.code == "restored_with_problems"
+        assert not [*target.iterdir()]
+
+    @pytest.mark.parametrize("there", [True, False])
+    def test_one_restore_at_a_time(self, backup: Path, tmp_path: Path, *, there: bool) -> None:
+        target = tmp_path / "restored"
+        codes = []
+
+        def again(_: str) -> None:
+            with pytest.raises(ConflictError) as caught:
+                restore(backup, target, system_clock)
+            codes.append(caught.value.code)
+
+        if there:
+            target.mkdir()
+        stages = iter([lambda _: None, again])  # verify, copy
+        restore(backup, target, system_clock, on_stage=lambda s: next(stages, len)(s) and None)
+        assert codes == ["restore_running"]
+        assert check_stopped(target, system_clock)["clean"]
+
     def test_what_is_no_backup(self, data: DataDirectory, tmp_path: Path) -> None:
         done = mlpd("restore", data.root, "--data-dir", tmp_path / "restored")
         assert done.exit_code == 1
@@ -482,6 +532,27 @@ def test_a_killed_restore_leaves_no_data_directory(backup: Path, tmp_path: Path)
     assert not killed.exists()
     assert restore(backup, killed, system_clock)["fsck"]["clean"]
     assert [path.name for path in killed.parent.iterdir()] == ["target"]
+
+
+def test_a_killed_filling_is_no_data_directory(backup: Path, tmp_path: Path) -> None:
+    """kill -9 at every 25th file operation; no daemon starts on it, the next restore does it."""
+    ended = crash("fill", backup, tmp_path / "work", 25)
+    assert len(ended) > 3
+    assert ended[-1]["done"]
+    unfinished = []
+    for one in ended[:-1]:
+        target = tmp_path / "work" / str(one["at"]) / "target"
+        if (target / ".restoring").exists():
+            unfinished.append(target)
+            with pytest.raises(ConflictError) as caught:
+                Daemon(target, Config())
+            assert caught.value.code == "restore_unfinished"
+        elif (target / "lmdb").exists():
+            assert check_stopped(target, system_clock)["clean"]
+        else:
+            assert not target.exists() or {p.name for p in target.iterdir()} <= {"lost+found"}
+    assert restore(backup, unfinished[-1], system_clock)["fsck"]["clean"]
+    assert not (unfinished[-1] / ".restoring").exists()
 
 
 def test_a_killed_daemon_leaves_no_half_backup(serve_process: Any, tmp_path: Path) -> None:

@@ -25,7 +25,8 @@ from mlpd.storage.files import DataDirectory
 from mlpd.storage.segments import MANIFESTS, Manifest, decode_manifest
 from mlpd.storage.tables import Table, u64be
 
-SECTIONS = {"pages", "log", "segments", "definitions", "online", "tables", "registry"}
+SECTIONS = {"pages", "log", "segments", "definitions", "online", "tables", "predictions"}
+SECTIONS |= {"registry"}
 BOOKKEEPING = {"lock.mdb", "daemon.lock"}
 """Files that say who uses the directory."""
 
@@ -357,13 +358,13 @@ class TestRepair:
         assert tools.rows_of(data, Table.ONLINE) == before
 
     def test_files_of_an_unfinished_compaction_go(self, data: DataDirectory, tools: Any) -> None:
-        stray = data.segments / "clicks" / "2013-01-01" / "9000-9999.parquet"
+        stray = data.segments / "clicks" / "2013-01-01" / "2000-2999.parquet"
         shutil.copy(data.segments / the_manifest(data, tools).segments[0].path, stray)
         assert check(data)["checked"]["segments"]["unnamed_files"] == 1
         assert stray.exists()
         report = check(data, repair=True, deep=True)
         assert report["clean"]
-        assert report["repaired"] == ["removed segments/clicks/2013-01-01/9000-9999.parquet"]
+        assert report["repaired"] == ["removed segments/clicks/2013-01-01/2000-2999.parquet"]
         assert not stray.exists()
         assert report["checked"]["replay"]["different"] == 0
 
@@ -401,7 +402,7 @@ class TestRepair:
 
 
 def test_the_replay_agrees_however_events_came_in(tmp_path: Path, tools: Any) -> None:
-    """Imports, late events, a view that comes later, two compactions: no read can tell."""
+    """Imports, late and deleting events, a later view, two compactions: no read can tell."""
     chance = random.Random(3)
     now_us, day_us = system_clock(), 86_400_000_000
     document = tools.edges.DOCUMENT
@@ -420,6 +421,8 @@ def test_the_replay_agrees_however_events_came_in(tmp_path: Path, tools: Any) ->
                 ]
                 if chance.random() < 0.5:
                     rows = [{**r, "known_at": t + 1000} for r, t in zip(rows, times, strict=True)]
+                if chance.random() < 0.5:
+                    rows[chance.randrange(40)]["__deleted"] = True
                 send(rows)
             tools.compact(running)
             if part == 0:
