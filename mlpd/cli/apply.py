@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from mlpd.cli.output import print_lines, print_title, progress
+from mlpd.cli.output import print_lines, print_table, progress, show_bytes, show_duration
 from mlpd.cli.session import Session, confirm, connected, yes_option
 
 FOLDER = click.Path(exists=True, path_type=Path)
@@ -65,10 +65,30 @@ def print_plan(planned: dict[str, Any]) -> None:
         for change, sign, colour in _SIGNS:
             for name in changes[change]:
                 click.secho(f"{sign} {_SINGULAR.get(kind, kind)} {name}", fg=colour)
-    if planned["backfill"]:
-        print_title("Built from the log")
-        for view, events in planned["backfill"].items():
-            print_lines(f"  {view}: {events:,} events")
+    if planned["cost"]:
+        print_cost(planned["cost"])
+    if planned["pinned"]:
+        print_pinned(planned["pinned"])
+
+
+def print_cost(cost: dict[str, dict[str, Any]]) -> None:
+    """Write what building views from the log takes; time and disk are estimates."""
+    rows = [
+        (name, c["events"], c["entities"], show_duration(c["seconds"]), show_bytes(c["bytes"]))
+        for name, c in cost.items()
+    ]
+    if len(cost) > 1:
+        seconds, size = (sum(c[unit] for c in cost.values()) for unit in ("seconds", "bytes"))
+        rows.append(("all", "", "", show_duration(seconds), show_bytes(size)))
+    headers = ["view", "events", "entities", "about", "on disk"]
+    print_table(headers, rows, title="Built from the log, while serving goes on")
+
+
+def print_pinned(pinned: list[dict[str, Any]]) -> None:
+    """Write the former versions of services that go on running, and for whom."""
+    rows = [(p["service"], p["hash"][:8], p["views"] or "none of its own", p["by"]) for p in pinned]
+    headers = ["service", "version", "views", "pinned by"]
+    print_table(headers, rows, title="Go on running, until nothing pins them")
 
 
 def _print_applied(done: dict[str, Any]) -> None:

@@ -1,7 +1,8 @@
-"""`mlpd events`: send single events, import files."""
+"""`mlpd events`: send single events, import and export files, follow what comes."""
 
 import json
 import sys
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import click
 
 from mlpd.cli.lazy import OrderedGroup
-from mlpd.cli.output import note, print_lines, print_pairs, print_table
+from mlpd.cli.output import note, print_json, print_lines, print_pairs, print_table
 from mlpd.cli.session import Session, connected, examples
 from mlpd.core.errors import ValidationError
 
@@ -18,9 +19,14 @@ SEND_ROWS = 5_000
 """Rows of stdin sent in one request: well below the daemon's body limit."""
 
 
+TAIL_ROWS = 1_000
+TAIL_PAUSE_S = 0.3
+"""Between two looks at what is new."""
+
+
 @click.group(cls=OrderedGroup)
 def events() -> None:
-    """Send events and import files."""
+    """Send events, import and export files, follow what comes."""
 
 
 @events.command(
@@ -84,6 +90,73 @@ def import_(
     _exit(done["rejected"])
 
 
+@events.command(
+    epilog=examples(
+        "mlpd events export departures departures.parquet --start 2013-10-01T00:00:00Z",
+        "mlpd events export departures - --format csv | gzip > departures.csv.gz",
+    )
+)
+@click.argument("source")
+@click.argument("file", type=click.Path(dir_okay=False, allow_dash=True))
+@click.option("--format", "form", type=click.Choice(["parquet", "csv", "ndjson"]))
+@click.option("--start", metavar="TIME", help="Only events from this time on.")
+@click.option("--end", metavar="TIME", help="Only events before this time.")
+@connected
+def export(
+    session: Session,
+    source: str,
+    file: str,
+    *,
+    form: str | None,
+    start: str | None,
+    end: str | None,
+) -> None:
+    """Write the stored events of a source to a file.
+
+    Parquet, CSV or NDJSON, by the file's name or --format; - is stdout.  In the order of the log,
+    with known_at and __sequence; mlpd events import takes the file again.  It is written page by
+    page and gets its name when it is whole.
+    """
+    from mlpd.cli.exporting import EventPages, FileExport
+
+    path = None if file == "-" else Path(file)
+    if path is None and session.as_json:
+        raise click.UsageError("--json and the events would both go to stdout")
+    pages = EventPages(session.patient_client, source, start=start, end=end)
+    done = FileExport(pages, path, form).run()
+    if path is not None:
+        session.show(done, print_pairs)
+
+
+@events.command(epilog=examples("mlpd events tail departures", "mlpd events tail departures -n 10"))
+@click.argument("source")
+@click.option("--after", type=click.IntRange(0), help="Begin after this sequence, not with news.")
+@click.option("-n", "--number", type=click.IntRange(1), help="End after so many events.")
+@connected
+def tail(session: Session, source: str, *, after: int | None, number: int | None) -> None:
+    """Follow new events of a source.
+
+    One JSON object per line; Ctrl-C ends it.
+    """
+    from mlpd.cli.exporting import event_types, plain
+
+    types = event_types(session.client.definitions()["document"], source)
+    if after is None:
+        after = session.client.status()["sequence"]
+    while number is None or number > 0:
+        limit = TAIL_ROWS if number is None else min(number, TAIL_ROWS)
+        page = session.client.events.page(source, after=after, limit=limit)
+        after, columns = page["sequence"], page["columns"]
+        rows = [*zip(*columns.values(), strict=True)]
+        for row in rows:
+            cells = zip(columns, row, strict=True)
+            print_json({name: plain(value, types[name]) for name, value in cells})
+        if number is not None:
+            number -= len(rows)
+        if after == page["through"] and number != 0:
+            time.sleep(TAIL_PAUSE_S)
+
+
 def _parse(text: str, number: int) -> dict[str, Any]:
     try:
         row = json.loads(text)
@@ -102,8 +175,11 @@ def _add(total: dict[str, Any], answer: dict[str, Any]) -> dict[str, Any]:
     """Return the sum of two answers; the later one's sequence."""
     if not total:
         return answer
-    sums = {name: total[name] + answer[name] for name in ("accepted", "rejected", "clamped")}
+    sums = {name: total[name] + answer[name] for name in _SUMMED}
     return {**answer, **sums, "replayed": total["replayed"] and answer["replayed"]}
+
+
+_SUMMED = ("accepted", "rejected", "clamped", "duplicates")
 
 
 def _print_sent(source: str, answer: dict[str, Any]) -> None:
@@ -111,6 +187,8 @@ def _print_sent(source: str, answer: dict[str, Any]) -> None:
     print_lines(f"{answer['accepted']:,} stored in {source} (sequence {answer['sequence']}){again}")
     if answer["clamped"]:
         print_lines(f"{answer['clamped']:,} lay ahead and got the time at which they were known")
+    if answer["duplicates"]:
+        print_lines(f"{answer['duplicates']:,} were left out: their event id came before")
     _print_reasons(answer["rejected"], len(answer["rejected"]))
 
 
@@ -124,6 +202,7 @@ def _print_imported(done: dict[str, Any]) -> None:
             "stored": done["accepted"],
             "of which before": done["replayed"] or None,
             "of which clamped": done["clamped"] or None,
+            "left out, as their event id came before": done["duplicates"] or None,
             "refused": done["rejected"] or None,
             "rows per second": done["rows_per_s"],
         }

@@ -2,25 +2,23 @@
 
 import hashlib
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlpd.cli.output import Bar, progress
+from mlpd.cli.tables import Columns, open_table
 from mlpd.core.errors import NotFoundError, ValidationError
 
 if TYPE_CHECKING:
-    import polars as pl
-
     from mlpd.client import Client
 
 BATCH_ROWS = 20_000
 """Rows of one request, hence of one transaction: about 100 ms of the daemon's writer."""
-PART_ROWS = 25 * BATCH_ROWS
-"""Rows read from the file at once: 50 to 200 MB."""
 REASONS_MAX = 100
 KNOWN_AT = "known_at"
 """The daemon's name for the time at which a row became known."""
+DELETED = "__deleted"
+"""The daemon's name for the mark of tombstones."""
 
 
 class FileImport:
@@ -47,36 +45,37 @@ class FileImport:
         self._renames = {timestamp or self._event_time: self._event_time}
         if known_at is not None:
             self._renames[known_at] = KNOWN_AT
+        self._kept = {*self._spec["schema"], DELETED}
+        """Columns that go by their own names, also if they tell a time besides."""
 
     def run(self) -> dict[str, Any]:
         """Send the file and return what became of its rows.
 
         `rows`, `accepted`, `replayed` (of these, stored by an earlier run), `clamped` (to their
-        known_at), `rejected`, `reasons` (the first 100; `index` counts rows from 0), `ignored`
-        columns, `digest`, `rows_per_s`.
+        known_at), `duplicates` (left out: their event ids came before), `rejected`, `reasons` (the
+        first 100; `index` counts rows from 0), `ignored` columns, `digest`, `rows_per_s`.
         Raises ValidationError or NotFoundError before anything is sent.
         """
         started = time.monotonic()
-        lazy = _scan(self._path, self._spec["schema"])
-        names = lazy.collect_schema().names()
-        columns = self._columns(names)
-        total = _count(lazy)
+        table = open_table(self._path, {**self._spec["schema"], DELETED: "bool"})
+        columns = self._columns(table.names)
         done: dict[str, Any] = {
             "file": str(self._path),
             "source": self._source,
-            "rows": total,
+            "rows": table.rows,
             "accepted": 0,
             "replayed": 0,
             "clamped": 0,
+            "duplicates": 0,
             "rejected": 0,
             "reasons": [],
-            "ignored": [name for name in names if name not in columns],
+            "ignored": [name for name in table.names if name not in columns],
             "digest": _digest(self._path),
         }
-        with progress(f"importing {self._path.name}", total, unit="rows") as bar:
-            for start, frame in _batches(lazy.select(columns), total):
-                self._send(start, frame, done, bar)
-        done["rows_per_s"] = total / max(time.monotonic() - started, 1e-9)
+        with progress(f"importing {self._path.name}", table.rows, unit="rows") as bar:
+            for start, batch in table.batches(columns, BATCH_ROWS):
+                self._send(start, batch, done, bar)
+        done["rows_per_s"] = table.rows / max(time.monotonic() - started, 1e-9)
         return done
 
     def _columns(self, names: list[str]) -> list[str]:
@@ -97,14 +96,16 @@ class FileImport:
                 hint=f"Add --known-at COLUMN, declare the delay of source {self._source!r}, or say "
                 "--known-now if the rows are news.",
             )
-        taken = {*self._renames, *self._spec["schema"]}
+        taken = {*self._renames, *self._kept}
         return [name for name in names if name in taken]
 
-    def _send(self, start: int, frame: "pl.DataFrame", done: dict[str, Any], bar: Bar) -> None:
-        columns = {self._renames.get(s.name, s.name): _values(s) for s in frame}
+    def _send(self, start: int, batch: Columns, done: dict[str, Any], bar: Bar) -> None:
+        columns = {n: values for n, values in batch.items() if n in self._kept}
+        columns |= {self._renames[n]: batch[n] for n in self._renames}
+        rows = len(columns[self._event_time])
         if KNOWN_AT not in columns and not self._known_now:
-            columns[KNOWN_AT] = [None] * len(frame)  # the source's delay says when
-        key = self._key(done["digest"], start, len(frame))
+            columns[KNOWN_AT] = [None] * rows  # the source's delay says when
+        key = self._key(done["digest"], start, rows)
         answer = self._client.events.send(self._source, columns, idempotency_key=key)
         if answer["replayed"] and not answer["accepted"]:
             # Nothing of it is stored, so nothing can be doubled: other definitions may take it now.
@@ -113,12 +114,13 @@ class FileImport:
         done["accepted"] += answer["accepted"]
         done["replayed"] += answer["accepted"] if answer["replayed"] else 0
         done["clamped"] += answer["clamped"]
+        done["duplicates"] += answer["duplicates"]
         done["rejected"] += len(answer["rejected"])
         room = REASONS_MAX - len(done["reasons"])
         done["reasons"] += [
             {**refused, "index": refused["index"] + start} for refused in answer["rejected"][:room]
         ]
-        bar.advance(len(frame))
+        bar.advance(rows)
 
     def _key(self, digest: str, start: int, rows: int) -> str:
         """Return the batch's idempotency key: another mapping of columns is another import."""
@@ -137,59 +139,6 @@ def _source_of(document: dict[str, Any], source: str) -> dict[str, Any]:
         )
     found: dict[str, Any] = sources[source]
     return found
-
-
-def _scan(path: Path, schema: dict[str, str]) -> "pl.LazyFrame":
-    import polars as pl
-
-    match path.suffix.lower():
-        case ".parquet" | ".pq":
-            return pl.scan_parquet(path)
-        case ".csv":
-            # The source's types, not guesses: a tail number of digits alone is text all the same.
-            kinds = {"string": pl.String, "int64": pl.Int64, "float64": pl.Float64}
-            kinds |= {"float32": pl.Float32, "bool": pl.Boolean}
-            known = {name: kinds[dtype] for name, dtype in schema.items() if dtype in kinds}
-            header = pl.scan_csv(path, infer_schema=False).collect_schema().names()
-            overrides = {name: dtype for name, dtype in known.items() if name in header}
-            return pl.scan_csv(path, schema_overrides=overrides, infer_schema_length=10_000)
-        case ".ndjson" | ".jsonl":
-            return pl.scan_ndjson(path, infer_schema_length=10_000)
-    raise ValidationError(
-        f"{path.name} is no file that can be imported",
-        code="unknown_format",
-        hint="Its name ends with .parquet, .csv, .ndjson or .jsonl.",
-    )
-
-
-def _count(lazy: "pl.LazyFrame") -> int:
-    import polars as pl
-
-    return int(lazy.select(pl.len()).collect().item())
-
-
-def _batches(lazy: "pl.LazyFrame", total: int) -> Iterator[tuple[int, "pl.DataFrame"]]:
-    """Yield (first row, frame): the same ranges whatever the file's own row groups are."""
-    for part in range(0, total, PART_ROWS):
-        frame = lazy.slice(part, PART_ROWS).collect()
-        for start in range(0, len(frame), BATCH_ROWS):
-            yield part + start, frame.slice(start, BATCH_ROWS)
-
-
-def _values(series: "pl.Series") -> list[Any]:
-    """Return plain values; times with a zone as microseconds UTC."""
-    import polars as pl
-
-    if series.dtype == pl.Date or isinstance(series.dtype, pl.Datetime):
-        if getattr(series.dtype, "time_zone", None) is None:
-            raise ValidationError(
-                f"the times in column {series.name!r} have no UTC offset",
-                code="naive_time",
-                hint="Store them with a time zone; with polars: "
-                f'pl.col("{series.name}").dt.replace_time_zone("UTC").',
-            )
-        return series.dt.epoch("us").to_list()
-    return series.to_list()
 
 
 def _digest(path: Path) -> str:

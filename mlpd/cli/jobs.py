@@ -22,11 +22,21 @@ def list_jobs(session: Session) -> None:
     session.show(session.client.runs.jobs(), _print_jobs)
 
 
+@jobs.command("next")
+@connected
+def next_runs(session: Session) -> None:
+    """List when jobs run next, the earliest first, and what others wait for."""
+    session.show(session.client.runs.jobs(), _print_next)
+
+
 @jobs.command()
 @click.argument("name")
 @click.option("--follow", "-f", is_flag=True, help="Stay and show progress until it ended.")
 @click.option(
-    "--deploy", type=click.Choice(["none", "champion"]), help="Instead of what the job says."
+    "--deploy",
+    type=str,
+    metavar="STEP",
+    help='none, shadow, "canary 5%" or champion, instead of what the job says.',
 )
 @connected
 def run(session: Session, name: str, *, follow: bool, deploy: str | None) -> None:
@@ -47,13 +57,26 @@ def _print_jobs(answer: dict[str, Any]) -> None:
     rows = [
         (
             *(job["name"], job["model"], job["service"], job["label"]),
-            *(job["schedule"] or "by hand", show_time(job["next_run"])),
+            *(job["schedule"] or "by hand", show_time(job["next_run"]) or job["waits_for"]),
             *(job["gate"], job["deploy"]),
         )
         for job in answer["jobs"]
     ]
     headers = ["job", "model", "service", "label", "schedule", "next run", "gate", "deploy"]
     print_table(headers, rows, empty="No jobs yet.  Define one and run mlpd apply DIR.")
+
+
+def _print_next(answer: dict[str, Any]) -> None:
+    timed = [
+        (show_time(due), job["name"], job["schedule"], job["timezone"], job["catch_up"])
+        for job in answer["jobs"]
+        for due in job["next_runs"]
+    ]
+    headers = ["next run", "job", "schedule", "time zone", "if missed"]
+    print_table(headers, sorted(timed), empty="No job runs by the clock.")
+    waiting = [(j["name"], j["schedule"], j["waits_for"]) for j in answer["jobs"] if j["waits_for"]]
+    if waiting:
+        print_table(["job", "schedule", "waits for"], waiting, title="Others")
 
 
 def _print_started(run: dict[str, Any]) -> None:

@@ -14,14 +14,17 @@ SECTIONS = {
     "Definitions and data": {
         "plan": Lazy("mlpd.cli.apply:plan", "Show what a definitions folder would change."),
         "apply": Lazy("mlpd.cli.apply:apply", "Make a definitions folder what runs."),
-        "events": Lazy("mlpd.cli.events:events", "Send events and import files."),
+        "events": Lazy(
+            "mlpd.cli.events:events", "Send events, import and export files, follow what comes."
+        ),
         "features": Lazy("mlpd.cli.features:features", "List and read features."),
     },
     "Models": {
         "jobs": Lazy("mlpd.cli.jobs:jobs", "List training jobs and run them."),
         "runs": Lazy("mlpd.cli.runs:runs", "Follow, read, cancel and retry training runs."),
-        "models": Lazy("mlpd.cli.models:models", "List models, move their aliases."),
+        "models": Lazy("mlpd.cli.models:models", "List and keep models, move aliases."),
         "routes": Lazy("mlpd.cli.routes:routes", "Decide which models answer."),
+        "predictions": Lazy("mlpd.cli.predictions:predictions", "Export the prediction log."),
         "experiments": Lazy("mlpd.cli.experiments:experiments", "Compare models on live traffic."),
     },
     "Monitoring": {
@@ -30,6 +33,8 @@ SECTIONS = {
         "consistency": Lazy(
             "mlpd.cli.monitor:consistency", "Compare served features with the log."
         ),
+        "quality": Lazy("mlpd.cli.monitor:quality", "Show what is wrong with data."),
+        "alerts": Lazy("mlpd.cli.alerts:alerts", "List alerts, silence them, try the sinks."),
     },
     "Data": {
         "backup": Lazy("mlpd.cli.maintenance:backup", "Back up a running daemon."),

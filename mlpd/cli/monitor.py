@@ -1,9 +1,12 @@
-"""`mlpd drift`, `performance` and `consistency`: what is served, watched."""
+"""`mlpd drift`, `performance`, `quality` and `consistency`: what is served, watched."""
 
+from pathlib import Path
 from typing import Any
 
 import click
 
+from mlpd.cli.analysis import print_analysis
+from mlpd.cli.drift import print_drift, save_pictures
 from mlpd.cli.output import (
     print_lines,
     print_pairs,
@@ -16,7 +19,6 @@ from mlpd.cli.output import (
 from mlpd.cli.session import Session, connected
 
 EXAMPLES_SHOWN = 10
-WORST_SHOWN = 3
 
 
 @click.command()
@@ -26,9 +28,17 @@ WORST_SHOWN = 3
 @click.option("--start", metavar="TIME", help="From here.  [default: the last day of its counts]")
 @click.option("--end", metavar="TIME", help="Up to here.")
 @click.option("--step", metavar="DURATION", help="One report per 1d, 7d ...")
+@click.option(
+    "--reference",
+    type=click.Choice(["training", "rolling", "same_hour", "previous"]),
+    help="What to compare with.  [default: training]",
+)
+@click.option("--count", type=click.IntRange(min=1), help="Windows of rolling, weeks of same_hour.")
+@click.option("--svg", type=click.Path(path_type=Path), help="Folder for a picture per feature.")
+@click.option("--check", is_flag=True, help="Check features together now, in a child process.")
 @click.option("--all", "everything", is_flag=True, help="Every feature, not only drifted ones.")
 @connected
-def drift(
+def drift(  # noqa: PLR0913  one of each option
     session: Session,
     model: str,
     *,
@@ -36,29 +46,74 @@ def drift(
     route: str | None,
     start: str | None,
     end: str | None,
+    reference: str | None,
+    count: int | None,
     step: str | None,
+    svg: Path | None,
+    check: bool,
     everything: bool,
 ) -> None:
     """Compare what a model sees with its training.
 
-    Feature by feature, live counts against the profile of the training rows.
+    Feature by feature, live counts against the profile of the training rows; or against the
+    windows before, the same hour of the weeks before, or what the version before this one saw.
     """
-    report = session.client.drift(
-        model, version=version, route=route, start=start, end=end, step=step
-    )
-    session.show(report, lambda found: _print_drift(found, everything=everything))
+    window: dict[str, Any] = {"version": version, "start": start, "end": end, "count": count}
+    asked = {**window, "route": route, "reference": reference}
+    if check:
+        with progress("checking features together"):
+            session.patient_client.check_drift(model, **window)
+    report = session.client.drift(model, step=step, **asked)
+    session.show(report, lambda found: print_drift(found, everything=everything))
+    if svg is not None:
+        save_pictures(session.client, report, svg, asked, everything=everything)
 
 
 @click.command()
 @click.argument("model")
 @click.option("--by", type=click.Choice(["all", "month", "day"]), default="all", show_default=True)
+@click.option("--analysis", is_flag=True, help="By day with estimates; whether the concept drifts.")
+@click.option("--slice", "slice_by", metavar="NAME", help="The same by a key, field or feature.")
+@click.option("--start", metavar="TIME", help="Analyse predictions from here.")
+@click.option("--end", metavar="TIME", help="Up to here.")
 @connected
-def performance(session: Session, model: str, *, by: str) -> None:
+def performance(
+    session: Session,
+    model: str,
+    *,
+    by: str,
+    analysis: bool,
+    slice_by: str | None,
+    start: str | None,
+    end: str | None,
+) -> None:
     """Show a model's live quality.
 
-    How well its labelled predictions did, per version, route and arm.
+    How well its labelled predictions did, per version, route and arm.  With --analysis or --slice
+    a child process joins all predictions with their labels, some seconds for a million, and also
+    estimates what labels to come will say.
     """
-    session.show(session.client.performance(model), lambda found: _print_performance(found, by))
+    if not (analysis or slice_by or start or end):
+        session.show(session.client.performance(model), lambda found: _print_performance(found, by))
+        return
+    with progress("joining predictions and labels"):
+        found = session.patient_client.analysis(model, by=slice_by, start=start, end=end)
+    session.show(found, print_analysis)
+
+
+@click.command()
+@click.option("--samples", is_flag=True, help="Refused rows, their values masked.")
+@click.option("--all", "everything", is_flag=True, help="Every feature, not only bad ones.")
+@connected
+def quality(session: Session, *, samples: bool, everything: bool) -> None:
+    """Show what is wrong with data.
+
+    By source since the daemon's start, by feature in the last window of the alerts.
+    """
+    session.show(
+        session.client.quality(),
+        lambda found: _print_quality(found, samples=samples, everything=everything),
+    )
 
 
 @click.command()
@@ -81,66 +136,6 @@ def consistency(session: Session, *, run: bool, limit: int | None) -> None:
         click.get_current_context().exit(1)
 
 
-def _print_drift(report: dict[str, Any], *, everything: bool) -> None:
-    route = f" on route {report['route']}" if report["route"] else ""
-    print_lines(f"{report['model']}@{report['version']}{route} against {report['reference']}")
-    windows = report["windows"]
-    if len(windows) > 1:
-        _print_windows(windows)
-        return
-    for window in windows:
-        print_pairs(
-            {
-                "from": show_time(window["start"]),
-                "rows": window["rows"],
-                "state": window["state"],
-                "drifted share of gain": show_share(window["drifted_share"]),
-            }
-        )
-        _print_columns(window, everything=everything)
-    if not windows:
-        print_lines("Nothing was served in this time.")
-
-
-def _print_windows(windows: list[dict[str, Any]]) -> None:
-    rows = [
-        (
-            *(show_time(window["start"])[:10], window["rows"], window["state"]),
-            *(show_share(window["drifted_share"]), len(window["drifted"])),
-            _worst(window),
-        )
-        for window in windows
-    ]
-    headers = ["from", "rows", "state", "of gain", "features", "most drifted"]
-    print_table(headers, rows, title="Windows")
-
-
-def _worst(window: dict[str, Any]) -> str | None:
-    drifted = [f for f in window["features"] if f["name"] in window["drifted"]]
-    drifted.sort(key=lambda feature: -feature["psi_adjusted"])
-    return "\n".join(feature["name"] for feature in drifted[:WORST_SHOWN]) or None
-
-
-def _print_columns(window: dict[str, Any], *, everything: bool) -> None:
-    columns = sorted(window["features"], key=lambda feature: -feature["psi_adjusted"])
-    if window["prediction"]:
-        columns.insert(0, {**window["prediction"], "name": "(score)"})
-    shown = [c for c in columns if everything or c["state"] in ("warn", "alert")]
-    rows = [
-        (
-            *(c["name"], c["state"], f"{c['psi_adjusted']:.3f}"),
-            f"{show_value(c['reference_mean'])} -> {show_value(c['mean'])}",
-            f"{show_share(c['reference_missing_share'])} -> {show_share(c['missing_share'])}",
-        )
-        for c in shown
-    ]
-    headers = ["feature", "state", "psi", "mean", "missing"]
-    hidden = len(columns) - len(shown)
-    print_table(headers, rows, title="Features, training -> now", empty="none drifted")
-    if hidden:
-        print_lines("", f"{hidden} more are as they were; --all shows them.")
-
-
 def _print_performance(found: dict[str, Any], by: str) -> None:
     length = {"all": 3, "month": 7, "day": 10}[by]
     cohorts = [c for c in found["cohorts"] if len(c["period"]) == length]
@@ -160,6 +155,42 @@ def _print_performance(found: dict[str, Any], by: str) -> None:
     print_table(headers, rows, empty="Nothing was predicted yet.")
 
 
+def _print_quality(found: dict[str, Any], *, samples: bool, everything: bool) -> None:
+    sources = [
+        (
+            *(s["source"], s["rows"], s["rejected"], show_share(s["rejected_share"])),
+            s["clamped"],
+            _counts(s["rows_by_code"] | s["requests_by_code"]),
+        )
+        for s in found["sources"]
+    ]
+    headers = ["source", "rows", "refused", "share", "clamped", "why"]
+    print_table(headers, sources, title="Sources", empty="none is defined")
+    if samples:
+        rows = [
+            (s["source"], show_time(sample["at"]), sample["code"], _counts(sample["row"]))
+            for s in found["sources"]
+            for sample in s["samples"]
+        ]
+        print_table(["source", "at", "why", "values"], rows, title="Refused rows, masked")
+    features = [
+        (
+            *(f"{f['model']}@{f['version']}", f["feature"], problem),
+            *(show_share(p[name]) for name in ("share", "training", "threshold")),
+        )
+        for f in found["features"]
+        for problem, p in f["problems"].items()
+        if everything or p["share"] >= p["threshold"]
+    ]
+    headers = ["version", "feature", "problem", "share", "in training", "threshold"]
+    empty = "nothing is wrong" if found["window"] else "No window with rows enough has closed."
+    print_table(headers, features, title="Features", empty=empty)
+
+
+def _counts(values: dict[str, Any]) -> str | None:
+    return ", ".join(f"{name}: {value}" for name, value in values.items()) or None
+
+
 def _print_consistency(found: dict[str, Any] | None) -> None:
     if found is None:
         print_lines("No audit since the daemon's start.  mlpd consistency --run does one.")
@@ -168,6 +199,8 @@ def _print_consistency(found: dict[str, Any] | None) -> None:
         {
             "at": show_time(found.get("at")),
             "result": "mismatch" if found["mismatches"] else "match",
+            "window": found["window"] and " to ".join(map(show_time, found["window"])),
+            "served in it": found["served"],
             "predictions compared": found["rows_compared"],
             "values compared": found["values_compared"],
             "values that differ": found["mismatches"],
@@ -183,3 +216,14 @@ def _print_consistency(found: dict[str, Any] | None) -> None:
         ]
         headers = ["prediction", "feature", "served", "recomputed"]
         print_table(headers, examples, title="Examples")
+        events = [
+            (
+                *(e["prediction_id"], e["feature"], event["source"], event["sequence"]),
+                show_time(event["event_time"]),
+                _counts(event["values"]),
+            )
+            for e in found["examples"][:EXAMPLES_SHOWN]
+            for event in e["events"] or ()
+        ]
+        headers = ["prediction", "feature", "source", "sequence", "event time", "values"]
+        print_table(headers, events, title="Events behind them, newest first")

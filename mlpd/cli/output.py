@@ -113,7 +113,7 @@ def show_value(value: Any) -> str:
         return ", ".join(map(show_value, value))
     if isinstance(value, Mapping):
         return ", ".join(f"{key}={show_value(item)}" for key, item in value.items())
-    return printable(value.hex() if isinstance(value, bytes) else str(value))
+    return printable(str(_plain(value)))
 
 
 def _show_number(value: float) -> str:
@@ -165,6 +165,9 @@ class Bar:
     def advance(self, amount: float) -> None:
         """Count `amount` more as done."""
 
+    def restart(self, total: float) -> None:
+        """Begin once more, with `total` to do."""
+
     def describe(self, text: str) -> None:
         """Say what is being done now."""
 
@@ -176,6 +179,9 @@ class _TerminalBar(Bar):
 
     def advance(self, amount: float) -> None:
         self._display.advance(self._task, amount)
+
+    def restart(self, total: float) -> None:
+        self._display.reset(self._task, total=total)
 
     def describe(self, text: str) -> None:
         self._display.update(self._task, description=printable(text))
@@ -258,4 +264,11 @@ def _strict(value: Any) -> Any:
         return {str(key): _strict(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_strict(item) for item in value]
-    return value.hex() if isinstance(value, bytes) else value
+    return _plain(value)
+
+
+def _plain(value: Any) -> Any:
+    """Return bytes as text, other values as they are."""
+    from mlpd.core.convert import bytes_text
+
+    return bytes_text(value) if isinstance(value, bytes) else value

@@ -11,6 +11,7 @@ from mlpd.cli.output import (
     print_pairs,
     print_table,
     print_title,
+    show_duration,
     show_share,
     show_time,
     show_value,
@@ -45,6 +46,9 @@ def show(session: Session, name: str) -> None:
         "mlpd routes set flight-risk --service flight_risk --arm flight-risk@champion",
         "mlpd routes set flight-risk --service flight_risk --experiment retrain \\",
         "    --arm control=flight-risk@1 --arm treatment=flight-risk@2 --shadow flight-risk@3",
+        "mlpd routes set flight-risk --service flight_risk --canary new \\",
+        "    --arm old=flight-risk@1 --arm new=flight-risk@2 \\",
+        "    --step 1%:10m --step 10%:1h:1000 --step 100%:1h --guard slower=2",
     ),
 )
 @click.argument("name")
@@ -54,7 +58,37 @@ def show(session: Session, name: str) -> None:
 )
 @click.option("--shadow", "shadows", multiple=True, metavar="MODEL@VERSION", help="Likewise.")
 @click.option("--experiment", help="The experiment whose assignment chooses the arm.")
-@click.option("--fallback", type=float, help="The score answered when no arm can.")
+@click.option(
+    "--fallback-model",
+    "fallback_models",
+    multiple=True,
+    metavar="MODEL@VERSION",
+    help="Answers for an arm that can't: MODEL@champion~1 is the champion before. Repeatable.",
+)
+@click.option("--fallback", type=float, help="The score answered when none of them can either.")
+@click.option(
+    "--log-share", type=float, metavar="SHARE", help="Log this share of the rows (0.1), by lot."
+)
+@click.option("--canary", metavar="ARM", help="The arm whose share grows by --step.")
+@click.option(
+    "--step",
+    "steps",
+    multiple=True,
+    metavar="SHARE:TIME[:ROWS]",
+    help="Of the canary: 5%:10m, or 5%:10m:1000 for at least 1,000 of its rows. Repeatable.",
+)
+@click.option(
+    "--guard",
+    "guards",
+    multiple=True,
+    metavar="NAME=LIMIT",
+    help="What ends the canary: failed_share, slower, score_shift; rows. Repeatable.",
+)
+@click.option(
+    "--on-failure",
+    type=click.Choice(["rollback", "stop"]),
+    help="Whether a guard takes the canary's arm out (the default), or leaves it as it is.",
+)
 @click.option(
     "--file",
     type=click.File(encoding="utf-8"),
@@ -70,7 +104,13 @@ def set_(  # noqa: PLR0913 - one per option
     arms: tuple[str, ...],
     shadows: tuple[str, ...],
     experiment: str | None,
+    fallback_models: tuple[str, ...],
     fallback: float | None,
+    log_share: float | None,
+    canary: str | None,
+    steps: tuple[str, ...],
+    guards: tuple[str, ...],
+    on_failure: str | None,
     file: Any,
     expected: int | None,
 ) -> None:
@@ -88,7 +128,10 @@ def set_(  # noqa: PLR0913 - one per option
             "arms": [_arm(text) for text in arms],
             "shadows": list(shadows),
             "experiment": experiment,
+            "fallback_models": list(fallback_models),
             "fallback": fallback,
+            "log_share": log_share,
+            "canary": _canary(canary, steps, guards, on_failure),
         }
     session.show(session.client.routes.put(name, document, expected=expected), _print_route)
 
@@ -139,6 +182,41 @@ def _arm(text: str) -> dict[str, Any]:
     return {"name": name, **found} if equals else found
 
 
+def _canary(
+    arm: str | None, steps: tuple[str, ...], guards: tuple[str, ...], on_failure: str | None
+) -> dict[str, Any] | None:
+    if arm is None:
+        if steps or guards or on_failure:
+            raise click.UsageError("--step, --guard and --on-failure belong to a --canary ARM")
+        return None
+    found: dict[str, Any] = {"arm": arm, "steps": [_step(text) for text in steps]}
+    if guards:
+        found["guard"] = dict(map(_guard, guards))
+    return found if on_failure is None else {**found, "on_failure": on_failure}
+
+
+def _step(text: str) -> dict[str, Any]:
+    """Return the step in `SHARE:TIME[:ROWS]`; 5% is 0.05."""
+    share, _, rest = text.partition(":")
+    hold, colon, rows = rest.partition(":")
+    try:
+        number = float(share.removesuffix("%")) / (100.0 if share.endswith("%") else 1.0)
+        found: dict[str, Any] = {"share": number, "for": hold}
+        return {**found, "rows": int(rows)} if colon else found
+    except ValueError:
+        raise click.UsageError(f"--step {text!r} is not SHARE:TIME[:ROWS], as 5%:10m") from None
+
+
+def _guard(text: str) -> tuple[str, float | int | None]:
+    name, _, limit = text.partition("=")
+    try:
+        if limit == "off":
+            return name, None
+        return name, int(limit) if name == "rows" else float(limit)
+    except ValueError:
+        raise click.UsageError(f"--guard {text!r} is not NAME=LIMIT, as slower=2") from None
+
+
 def _read(text: str) -> dict[str, Any]:
     try:
         document = json.loads(text)
@@ -154,7 +232,7 @@ def _print_routes(answer: dict[str, Any]) -> None:
     rows = [
         (
             *(route["name"], route["version"]),
-            "broken" if route["error"] else "ready",
+            _state(route),
             "\n".join(f"{arm}: {reference}" for arm, reference in (route["serving"] or {}).items()),
             *(route["shadows"], route["experiment"]),
         )
@@ -162,6 +240,15 @@ def _print_routes(answer: dict[str, Any]) -> None:
     ]
     headers = ["route", "version", "state", "serving", "shadows", "experiment"]
     print_table(headers, rows, empty="No routes yet.  mlpd routes set NAME --help shows how.")
+
+
+def _state(route: dict[str, Any]) -> str:
+    trial = route["trial"]
+    if route["error"]:
+        return "broken"
+    if trial is None or trial["state"] != "running":
+        return "ready"
+    return f"canary, step {trial['step']} of {trial['steps']}"
 
 
 def _print_route(route: dict[str, Any]) -> None:
@@ -174,7 +261,10 @@ def _print_route(route: dict[str, Any]) -> None:
             "error": route["error"],
             "shadows": route["shadows"] or None,
             "experiment": route["experiment"],
+            "fallback models": route["fallback_models"] or None,
+            "serving fallbacks": route["serving_fallbacks"] or None,
             "fallback": route["fallback"],
+            "logged": None if route["log_share"] == 1.0 else show_share(route["log_share"]),
         }
     )
     serving = route["serving"] or {}
@@ -184,6 +274,32 @@ def _print_route(route: dict[str, Any]) -> None:
         for arm in route["arms"]
     ]
     print_table(["arm", "model", "serving", "share"], arms, title="Arms")
+    if route["trial"] is not None:
+        _print_trial(route["trial"], route["canary"])
+
+
+def _print_trial(trial: dict[str, Any], canary: dict[str, Any] | None) -> None:
+    state = trial["state"].replace("_", " ")
+    served = f"{show_duration(trial['served_s'])} of {show_duration(trial['hold_s'])}"
+    print_pairs(
+        {
+            "state": state if trial["why"] is None else f"{state}: {trial['why']}",
+            "tries": f"{trial['model']} as {trial['arm']}",
+            "step": f"{trial['step']} of {trial['steps']}, {trial['share']:.2%} of the rows",
+            "served": served,
+            "rows": f"{trial['rows']:,} of {trial['rows_wanted']:,} wanted",
+            "rows failed": trial["rows_failed"],
+            "time, to the others'": trial["time_ratio"],
+            "mean score, to theirs": trial["score_shift"],
+            "waits for": trial["waits_for"],
+            "started": show_time(trial["started"]),
+            "ended": None if trial["ended"] is None else show_time(trial["ended"]),
+        },
+        title="Canary" if canary else "Last canary",
+    )
+    if canary:
+        steps = [(f"{s['share']:.2%}", s["for"], s["rows"]) for s in canary["steps"]]
+        print_table(["share", "for", "rows at least"], steps, title="Steps")
 
 
 def _print_shadows(answer: dict[str, Any]) -> None:

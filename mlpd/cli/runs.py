@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from mlpd.cli.diff import print_diff
 from mlpd.cli.lazy import OrderedGroup
 from mlpd.cli.output import (
     note,
@@ -17,12 +18,15 @@ from mlpd.cli.output import (
     show_time,
     show_value,
 )
-from mlpd.cli.session import Session, connected
-from mlpd.core.errors import MlpdError
+from mlpd.cli.pictures import run_pictures
+from mlpd.cli.session import Session, connected, examples
+from mlpd.core.errors import MlpdError, NotFoundError
 from mlpd.core.time import parse_time
 
 FOLLOW_TIMEOUT_S = 7 * 86_400.0
 FINISHED = ("succeeded", "failed", "cancelled")
+LOG_POLL_S = 1.0
+LOG_OVERLAP_CHARS = 4096
 
 
 @click.group(cls=OrderedGroup)
@@ -52,12 +56,62 @@ def show(session: Session, run: str, *, follow: bool) -> None:
 
 @runs.command()
 @click.argument("run")
+@click.option("--follow", "-f", is_flag=True, help="Go on as the run writes, until it ended.")
 @connected
-def log(session: Session, run: str) -> None:
+def log(session: Session, run: str, *, follow: bool) -> None:
     """Print the end of a run's log, at most 1 MiB."""
+    if follow:
+        _follow_log(session, run)
+        return
     text = session.client.runs.log(run)
     lines = text.splitlines() or ["Nothing was written to the log."]
     session.show({"run_id": run, "log": text}, lambda _: print_lines(*lines))
+
+
+def _follow_log(session: Session, run_id: str) -> None:
+    """Write the log as it grows, as it is, also with --json."""
+    seen, state = "", ""
+    while state not in FINISHED:
+        if state:
+            time.sleep(LOG_POLL_S)
+        state = session.client.runs.get(run_id)["state"]  # first: what it wrote at last is read
+        text = session.client.runs.log(run_id)
+        click.echo(_grown(seen, text), nl=False)
+        seen = text
+
+
+def _grown(seen: str, text: str) -> str:
+    """Return what came after `seen`; `text` may have lost its beginning meanwhile."""
+    if text.startswith(seen):
+        return text[len(seen) :]
+    end = seen[-LOG_OVERLAP_CHARS:]
+    at = text.rfind(end)
+    return text if at < 0 else text[at + len(end) :]
+
+
+@runs.command(epilog=examples("mlpd runs diff 20261201-050655-b610a5 20261201-051013-e1ff50"))
+@click.argument("run")
+@click.argument("other")
+@connected
+def diff(session: Session, run: str, other: str) -> None:
+    """Show what changes from what a run made to what another did.
+
+    As mlpd models diff does: what both were made from, parameters, features, metrics, trees.
+    """
+    (model, version), (to_model, to_version) = (_version_of(session, r) for r in (run, other))
+    found = session.client.models.diff(model, version, f"{to_model}@{to_version}")
+    session.show(found, print_diff)
+
+
+def _version_of(session: Session, run_id: str) -> tuple[str, int]:
+    found = session.client.runs.get(run_id)
+    if found["result"] is None:
+        raise NotFoundError(
+            f"run {run_id} is {found['state']} and has made no version",
+            code="unknown_version",
+            hint="mlpd runs list shows which runs have.",
+        )
+    return found["result"]["model"], found["result"]["version"]
 
 
 @runs.command()
@@ -77,6 +131,9 @@ def cancel(session: Session, run: str) -> None:
 def retry(session: Session, run: str) -> None:
     """Queue a new run like one that failed or was cancelled."""
     session.show(session.client.runs.retry(run), print_run)
+
+
+runs.add_command(run_pictures)
 
 
 def follow_run(session: Session, run_id: str) -> dict[str, Any]:
@@ -132,16 +189,45 @@ def _print_result(result: dict[str, Any]) -> None:
     print_pairs(
         {
             "model": f"{result['model']}@{result['version']}",
-            "parity": f"{parity['bit_equal']:,} of {parity['rows']:,} rows bit-equal to LightGBM",
-            "gate": "passed" if gate["passed"] else "failed",
+            "parity": _parity(parity),
+            "gate": _verdict(gate["passed"], waiting=gate.get("waiting", False)),
             "deployed": result["deployed"],
+            "on routes": ", ".join(result.get("routes") or []) or None,
         },
         title="Result",
     )
     print_table(["metric", "value"], sorted(result["metrics"].items()), title="Metrics")
-    checks = [(c["metric"], c["bound"], c["value"], c["passed"]) for c in gate["checks"]]
+    checks = [
+        (
+            *(check["metric"], check["bound"], check["value"]),
+            *(_verdict(check["passed"], waiting=check["passed"] is None), _reason(check)),
+        )
+        for check in gate["checks"]
+    ]
     if checks:
-        print_table(["metric", "bound", "value", "passed"], checks, title="Gate")
+        print_table(["metric", "bound", "value", "verdict", "why"], checks, title="Gate")
+
+
+def _verdict(passed: bool | None, *, waiting: bool) -> str:
+    return "waits" if waiting else "passed" if passed else "failed"
+
+
+def _reason(check: Mapping[str, Any]) -> str | None:
+    """Return why a check has no value, or which features its value counts."""
+    drifted = check.get("drifted")
+    return ", ".join(drifted) if drifted else check.get("why")
+
+
+def _parity(parity: Mapping[str, Any]) -> str:
+    """Return what the certificate says, in the trainer's name."""
+    trainer = parity["trainer"].partition(" ")[0].replace("lightgbm", "LightGBM")
+    if parity["verdict"] == "bit_equal":
+        return f"{parity['bit_equal']:,} of {parity['rows']:,} rows bit-equal to {trainer}"
+    bound = parity["bound"]
+    return (
+        f"{parity['rows']:,} rows within {bound['absolute']:g} + {bound['relative']:g} x score "
+        f"of {trainer}'s, {parity['bit_equal']:,} bit-equal"
+    )
 
 
 def _print_runs(answer: dict[str, Any]) -> None:

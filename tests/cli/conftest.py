@@ -45,9 +45,10 @@ Mlpd = Callable[..., Result]
 
 
 @contextmanager
-def serve(directory: Path) -> Iterator[str]:
+def serve(directory: Path, *options: str) -> Iterator[str]:
     """Run `mlpd serve` on a free port; gives the URL it tells."""
     command = [sys.executable, "-m", "mlpd", "serve", "--data-dir", str(directory), "--port", "0"]
+    command += options
     with (directory.parent / f"{directory.name}.log").open("w") as log:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
     try:

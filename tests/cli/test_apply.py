@@ -1,4 +1,5 @@
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -38,7 +39,8 @@ def test_removed_and_changed_definitions_are_shown(
     planned = mlpd("plan", tmp_path).stdout
     assert "~ view spend\n" in planned
     assert "- source visits\n" in planned
-    assert "spend: 3,000 events" in planned
+    assert re.search(r"spend +3,000 +3 +\d.* +\d.*B", planned)
+    assert re.search(r"risk +\w{8} +spend +risk@champion, route risk", planned)
 
 
 @pytest.mark.parametrize("options", [[], ["--json"]])

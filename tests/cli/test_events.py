@@ -8,9 +8,10 @@ import polars as pl
 import pytest
 from click.testing import Result
 
-from mlpd.cli import importing
+from mlpd.cli import importing, tables
 from mlpd.client import Client
 from mlpd.client.requests import Request
+from mlpd.client.scatter import Scatter
 from mlpd.core.errors import UnavailableError
 
 Mlpd = Callable[..., Result]
@@ -112,6 +113,20 @@ def test_columns_may_have_other_names_and_unknown_ones_are_left_out(
     assert "no such columns: x" in text.stderr
 
 
+def test_a_column_may_tell_a_time_and_be_one_of_the_source(
+    store: Mlpd, tmp_path: Path, sample: Sample
+) -> None:
+    """Rows that were known when they were shown still say when that was."""
+    sample(10).drop("known_at").write_parquet(tmp_path / "a.parquet")
+    done = imported(store, tmp_path / "a.parquet", "--source", "clicks", "--known-at", "shown_at")
+    assert done["accepted"] == 10
+    out = tmp_path / "out.parquet"
+    assert store("events", "export", "clicks", out).exit_code == 0
+    shown = pl.read_parquet(out).sort("__sequence").tail(10)
+    assert shown["shown_at"].null_count() == 0
+    assert (shown["shown_at"] == shown["known_at"]).all()
+
+
 def test_an_import_says_how_many_rows_were_clamped(
     store: Mlpd, tmp_path: Path, sample: Sample
 ) -> None:
@@ -127,7 +142,7 @@ def test_importing_again_stores_nothing_twice(
     store: Mlpd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sample: Sample
 ) -> None:
     monkeypatch.setattr(importing, "BATCH_ROWS", 40)
-    monkeypatch.setattr(importing, "PART_ROWS", 80)
+    monkeypatch.setattr(tables, "PART_BATCHES", 2)
     sample(205).write_parquet(tmp_path / "a.parquet")
     first = imported(store, tmp_path / "a.parquet", "--source", "clicks")
     before = json.loads(store("status", "--json").stdout)["sequence"]
@@ -144,11 +159,11 @@ def test_an_import_stopped_half_way_goes_on_where_it_stopped(
     sample(200).write_parquet(tmp_path / "a.parquet")
     before = json.loads(store("status", "--json").stdout)["sequence"]
     send = Client.send
-    sent: list[Request] = []
+    sent: list[str] = []
 
-    def stop_after_two(client: Client, request: Request) -> object:
-        sent.append(request)
-        if sum("events" in r.path for r in sent) > 2:
+    def stop_after_two(client: Client, request: Request | Scatter) -> object:
+        sent.append(request.path if isinstance(request, Request) else "")
+        if sum("events" in path for path in sent) > 2:
             raise UnavailableError("pulled the plug")
         return send(client, request)
 

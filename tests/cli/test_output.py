@@ -61,7 +61,7 @@ def test_json_is_strict(capsys: pytest.CaptureFixture[str]) -> None:
     output.print_json({"a": float("nan"), "b": [float("inf"), 1.5], "c": b"\x01", 4: ("é",)})
     text = capsys.readouterr().out
     assert json.loads(text, parse_constant=pytest.fail) == {
-        "a": None, "b": [None, 1.5], "c": "01", "4": ["é"],
+        "a": None, "b": [None, 1.5], "c": "0x01", "4": ["é"],
     }  # fmt: skip
 
 
@@ -69,7 +69,7 @@ def test_json_is_strict(capsys: pytest.CaptureFixture[str]) -> None:
     ("value", "shown"),
     [
         (None, "-"), ([], "-"), ({}, "-"), (True, "yes"), (12345, "12,345"), (0.123456, "0.1235"),
-        (123456.7, "123,457"), (["a", 1], "a, 1"), ({"a": None}, "a=-"), (b"\x0f", "0f"),
+        (123456.7, "123,457"), (["a", 1], "a, 1"), ({"a": None}, "a=-"), (b"\x0f", "0x0f"),
     ],
 )  # fmt: skip
 def test_values(value: object, shown: str) -> None:
