@@ -36,6 +36,9 @@ SECTIONS = {
         "quality": Lazy("mlpd.cli.monitor:quality", "Show what is wrong with data."),
         "alerts": Lazy("mlpd.cli.alerts:alerts", "List alerts, silence them, try the sinks."),
     },
+    "Cluster": {
+        "router": Lazy("mlpd.cli.router:router", "Answer for all shards at one address."),
+    },
     "Data": {
         "backup": Lazy("mlpd.cli.maintenance:backup", "Back up a running daemon."),
         "restore": Lazy("mlpd.cli.maintenance:restore", "Bring a backup back."),

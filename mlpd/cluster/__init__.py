@@ -1,0 +1,1 @@
+"""The cluster: placing slots, and changing the map of several daemons."""

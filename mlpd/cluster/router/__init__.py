@@ -1,0 +1,1 @@
+"""The router: a daemon's API over all shards of a cluster; docs/paths/router.md."""
