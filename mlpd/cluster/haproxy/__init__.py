@@ -1,0 +1,1 @@
+"""HAProxy in front of the shards: its configuration, and following the map at run time."""

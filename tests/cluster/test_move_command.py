@@ -1,0 +1,282 @@
+"""`mlpd shard move` and its kin on real daemons: says what it does; refuses before it moves."""
+
+import json
+import shutil
+import time
+from collections import namedtuple
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from mlpd import Aggregate, Source, WindowView
+from mlpd.cli.main import main
+from mlpd.client import Client
+from mlpd.client.operations import Cluster
+from mlpd.core.definitions import build_document
+from mlpd.core.errors import ConflictError, NotFoundError
+from mlpd.core.shards import Shard, ShardMap
+from mlpd.daemon import leaving
+from mlpd.storage.tables import Table
+from tests.cluster import moving as t
+
+pytestmark = pytest.mark.timeout(300)
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def mlpd(three: Any) -> Run:
+    runner = CliRunner(env={"COLUMNS": "200", "MLPD_URL": three[0].url})
+    return lambda *words: runner.invoke(main, [str(word) for word in words])
+
+
+@pytest.fixture
+def two(three: Any, cluster_module: Any) -> ShardMap:
+    """A cluster of a and b with sales; the third daemon is empty and alone."""
+    made: ShardMap = cluster_module.give_map(three[:2])
+    for edge in three[:2]:
+        with Client(edge.url) as client:
+            client.apply(t.DOCUMENT)
+    with Client([edge.url for edge in three[:2]]) as client:
+        rows = [
+            {"at": time.time_ns() // 1000 - i, "n": 1, "user": t.USERS[i % 30], "shop": "s"}
+            for i in range(60)
+        ]
+        client.events.send("sales", rows)
+    return made
+
+
+def test_a_move_is_told_asked_for_and_done(three: Any, two: ShardMap, mlpd: Run) -> None:
+    dry = mlpd("shard", "move", "0-99 200", "--to", "b", "--dry-run")
+    assert dry.exit_code == 0, dry.output
+    assert "101 slots with" in dry.output
+    assert "Nothing was changed." in dry.output
+    assert t.map_at(three[1].url) == two
+    asked = mlpd("shard", "move", "0-99 200", "--to", "b")
+    assert (asked.exit_code, "add --yes" in asked.output) == (2, True)
+    assert t.map_at(three[1].url) == two
+    done = mlpd("shard", "move", "0-99 200", "--to", "b", "--yes")
+    assert done.exit_code == 0, done.output
+    assert "Moved 101 slots" in done.output
+    again = mlpd("shard", "move", "0-99 200", "--to", "b", "--yes", "--json")
+    assert json.loads(again.output)["moved"] == []
+    assert "Nothing is to be moved." in mlpd("shard", "move", "0-99", "--to", "b", "--yes").output
+    everything = json.loads(mlpd("shard", "drain", "b", "--yes", "--json").output)
+    assert everything["slots"] == 8192 + 101
+    assert sum(one["events"] for one in everything["moved"]) > 0
+    assert t.map_at(three[1].url).slots_of("b") == []
+    assert mlpd("shard", "rebalance", "--yes").exit_code == 0
+    assert len(t.map_at(three[0].url).slots_of("b")) == 8192
+    status = json.loads(mlpd("shard", "status", "--json").output)
+    assert status["moves"] == []
+    assert "None moves." in mlpd("shard", "cancel").output
+
+
+def test_a_shard_comes_and_goes(three: Any, two: ShardMap, mlpd: Run) -> None:
+    urls = [edge.url for edge in three]
+    want = t.counts_of(urls[:2])
+    for member, code in (
+        (f"0={urls[2]}", "arbiter_stays"),
+        ("c=http://127.0.0.1:1", "member_unavailable"),
+        (f"b={urls[2]}", "repeated_shard"),
+        (f"c={urls[1]}", "repeated_url"),
+    ):
+        refused = mlpd("shard", "add", member, "--yes")
+        assert (refused.exit_code, f"[{code}]" in refused.output) == (1, True), refused.output
+    assert t.map_at(urls[0]) == two
+    dry = json.loads(mlpd("shard", "add", f"c={urls[2]}", "--dry-run", "--json").output)
+    assert dry["slots"] == 5461
+    assert t.map_at(urls[0]) == two
+    added = mlpd("shard", "add", f"c={urls[2]}", "--yes")
+    assert added.exit_code == 0, added.output
+    assert len(t.map_at(urls[2]).slots_of("c")) == 5461
+    assert t.counts_of(urls) == want
+    assert "[arbiter_stays]" in mlpd("shard", "remove", "a", "--yes").output
+    assert mlpd("shard", "remove", "b", "--yes").exit_code == 0
+    assert [shard.name for shard in t.map_at(urls[2]).shards] == ["a", "c"]
+    assert t.counts_of([urls[0], urls[2]]) == want
+    assert "[unknown_shard]" in mlpd("shard", "drain", "b", "--yes").output
+
+
+def test_what_cannot_move_is_refused_by_name_and_nothing_moves(
+    three: Any, two: ShardMap, mlpd: Run, monkeypatch: pytest.MonkeyPatch, cluster_module: Any
+) -> None:
+    a, b, _ = (edge.url for edge in three)
+
+    def refused(code: str, *words: str) -> None:
+        found = mlpd("shard", *words, "--yes")
+        assert (found.exit_code, f"[{code}]" in found.output) == (1, True), found.output
+        assert t.map_at(a) == two
+        for url in (a, b):
+            with Client(url) as client:
+                assert client.cluster.moves() == {"leaving": None, "arriving": None}
+
+    refused("unknown_shard", "move", "0-9", "--to", "nobody")
+    refused("invalid_slots", "move", "9-0", "--to", "b")
+    refused("invalid_slots", "move", "0-16384", "--to", "b")
+    refused("not_owned", "move", "0-9", "--to", "b", "--from", "b")
+    refused("not_owned", "move", "8000-9000", "--to", "a", "--from", "a")
+    usage = namedtuple("usage", "total used free")  # noqa: PYI024 - what shutil returns
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda _: usage(1 << 40, 1 << 40, 1 << 20))
+        refused("target_full", "move", "0-9", "--to", "b")
+    with monkeypatch.context() as patch:
+        patch.setattr(leaving, "LOADED_ROWS_MAX", 0)
+        refused("too_many_rows", "move", "0-8191", "--to", "b")
+    with Client(b) as client:
+        client.apply(t.SMALLER)
+    refused("definitions_differ", "move", "0-9", "--to", "b")
+    with Client(b) as client:
+        client.apply(t.DOCUMENT)
+    foreign = cluster_module.first_map("aa" * 16, [Shard("c", three[2].url)])
+    with Client(three[2].url) as client:
+        client.cluster.put_map(foreign.to_dict(), shard="c", expected=0)
+    refused("other_cluster", "add", f"c={three[2].url}")
+    slot = two.slots_of("a")[5]
+    with three[0].daemon.environment.snapshot() as snapshot:
+        assert snapshot.sequence > 0
+    put_label(three[0], slot)
+    refused("slots_hold_predictions", "move", "0-99", "--to", "b")
+
+
+def put_label(edge: Any, slot: int) -> None:
+    """Store a label in a slot, which makes it an orphan there."""
+    label = {"prediction_id": f"{1:016x}{slot:04x}{1:012x}", "label": 1}
+    status, answer, _ = edge.call("POST", "/v1/feedback", {"labels": [label]})
+    assert (status, answer["orphans"]) == (200, 1), answer
+
+
+def test_a_second_move_waits_for_the_first(three: Any, two: ShardMap, mlpd: Run) -> None:
+    def hook(step: str) -> None:
+        if step == "after arrive begin":
+            raise t.Ended
+
+    with pytest.raises(t.Ended):
+        t.move(two, range(100), "b", hook)
+    status = mlpd("shard", "status")
+    assert "Under way:" in status.output
+    for words in (("50-150", "--to", "b"), ("8200-8300", "--to", "a"), ("200-300", "--to", "b")):
+        second = mlpd("shard", "move", *words, "--yes")
+        expected = 0 if words[0] == "8200-8300" else 1
+        assert second.exit_code == expected, second.output
+        assert expected == 0 or "[move_under_way]" in second.output
+    with Client(three[0].url) as client:
+        move = client.cluster.moves()["leaving"]["move"]
+        with pytest.raises(ConflictError, match="already"):
+            client.cluster.leave("begin", "other", slots="300-400", shard="b")
+        with pytest.raises(ConflictError, match="slots move just now"):
+            client.erase("user", [{"user": "u1"}])
+        with pytest.raises(ConflictError, match="can't become"):
+            client.cluster.leave("leave", move)
+    cancelled = json.loads(mlpd("shard", "cancel", "--yes", "--json").output)
+    assert [one["slots"] for one in cancelled["cancelled"]] == ["0-99"]
+    assert t.map_at(three[1].url).owner(50).name == "a"
+    done = json.loads(mlpd("shard", "move", "0-99", "--to", "b", "--yes", "--json").output)
+    assert [one["slots"] for one in done["moved"]] == ["0-99"]
+
+
+def test_a_move_is_finished_although_some_of_its_slots_went_elsewhere(
+    three: Any, cluster_module: Any, mlpd: Run
+) -> None:
+    made = cluster_module.give_map(three)
+    for edge in three:
+        with Client(edge.url) as client:
+            client.apply(t.DOCUMENT)
+
+    def hook(step: str) -> None:
+        if step == "after leave pause":
+            raise t.Ended
+
+    with pytest.raises(t.Ended):
+        t.move(made, range(100), "b", hook)
+    assert mlpd("shard", "move", 6000, "--to", "c", "--yes").exit_code == 0
+    done = json.loads(mlpd("shard", "move", "0-150 6000", "--to", "b", "--yes", "--json").output)
+    assert [one["slots"] for one in done["moved"]] == ["0-99", "100-150", "6000"]
+    owners = {t.map_at(three[2].url).owner(slot).name for slot in (*range(151), 6000)}
+    assert owners == {"b"}
+
+
+def test_what_comes_in_between_cancels_the_move(three: Any, two: ShardMap) -> None:
+    a, b, _ = (edge.url for edge in three)
+    want = t.counts_of([a, b])
+
+    def apply_other(step: str) -> None:
+        if step == "before leave pause":
+            with Client(b) as client:
+                client.apply(t.SMALLER)
+
+    def predict(step: str) -> None:
+        if step == "before leave pause":
+            put_label(three[0], two.slots_of("a")[5])
+
+    def lose_a_row(step: str) -> None:
+        """Something is not as it was at the source: the digests tell."""
+        if step == "after arrive seal":
+            writer = three[1].daemon.writer
+            with three[1].daemon.environment.snapshot() as snapshot:
+                here = (int.from_bytes(key[:2], "big") for key, _ in snapshot.scan(Table.ONLINE))
+                slot = next(slot for slot in here if slot in range(8192)).to_bytes(2, "big")
+                key = next(iter(snapshot.scan(Table.ONLINE, slot)))[0]
+            writer.write_blocking(lambda txn: txn.delete(Table.ONLINE, key))
+
+    for hook, code in (
+        (lose_a_row, "checksum_differs"),
+        (apply_other, "definitions_changed"),
+        (predict, "slots_hold_predictions"),
+    ):
+        with pytest.raises(ConflictError) as raised:
+            t.move(t.map_at(a), two.slots_of("a"), "b", hook)
+        assert raised.value.code == code
+        with Client(b) as client:
+            assert client.cluster.moves() == {"leaving": None, "arriving": None}
+            client.apply(t.DOCUMENT)
+        with three[1].daemon.environment.snapshot() as snapshot:  # what came is gone again
+            slots = {int.from_bytes(key[:2], "big") for key, _ in snapshot.scan(Table.ONLINE)}
+        assert slots <= set(two.slots_of("b"))
+        assert t.map_at(b).owners == two.owners
+        assert t.counts_of([a, b]) == want
+
+
+def test_ids_of_moved_events_are_known_at_the_new_owner(
+    three: Any, cluster_module: Any, mlpd: Run
+) -> None:
+    m = cluster_module
+    made = m.give_map(three[:2])
+    for edge in three[:2]:
+        with Client(edge.url) as client:
+            client.apply(m.DOCUMENT)
+    owner = made.owner(m.slot_of(b"notes")).name
+    note = {"event_time": 1, "text": "once"}
+    with Client([three[0].url]) as client:
+        assert client.events.send("notes", [note])["accepted"] == 1
+    slot, other = m.slot_of(b"notes"), "b" if owner == "a" else "a"
+    assert mlpd("shard", "move", slot, "--to", other, "--yes").exit_code == 0
+    with Client([three[0].url]) as client:
+        again = client.events.send("notes", [note])
+        assert (again["accepted"], again["duplicates"]) == (0, 1)
+
+
+def test_ids_of_events_of_several_entities_are_not_known_by_slot(
+    three: Any, cluster_module: Any, mlpd: Run
+) -> None:
+    cluster_module.give_map(three[:2])
+    ids = Source("ids", timestamp="at", event_id="n", schema=t.sales.schema)
+    views = [
+        WindowView(f"of_{e.name}", e, ids, ["1d"], [Aggregate.count()]) for e in (t.user, t.shop)
+    ]
+    for edge in three[:2]:
+        with Client(edge.url) as client:
+            client.apply(build_document([t.user, t.shop, ids, *views]))
+    refused = mlpd("shard", "move", "0-9", "--to", "b", "--yes")
+    assert (refused.exit_code, "[several_entities]" in refused.output) == (1, True)
+
+
+@pytest.mark.usefixtures("two")
+def test_a_daemon_of_an_older_version_is_named(mlpd: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(*_: Any, **__: Any) -> None:
+        raise NotFoundError("there is no path", code="unknown_path")
+
+    monkeypatch.setattr(Cluster, "survey", unknown)
+    found = mlpd("shard", "move", "0-9", "--to", "b", "--yes")
+    assert (found.exit_code, "[older_version]" in found.output) == (1, True), found.output
