@@ -61,8 +61,8 @@ def drift(options: Options) -> dict[str, Case]:
 def _case(options: Options, ours: Callable[[], float], floor: Callable[[], float]) -> Case:
     ours(), floor()
     return in_turns(
-        lambda: _timed(ours),
-        lambda: _timed(floor),
+        lambda: timed(ours),
+        lambda: timed(floor),
         rounds=options.rounds,
         measure="ms",
         rows=ROWS,
@@ -70,7 +70,7 @@ def _case(options: Options, ours: Callable[[], float], floor: Callable[[], float
     )
 
 
-def _timed(work: Callable[[], float]) -> Mapping[str, float]:
+def timed(work: Callable[[], float]) -> Mapping[str, float]:
     taken = []
     for _ in range(REPEATS):
         started = time.perf_counter()

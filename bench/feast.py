@@ -19,7 +19,7 @@ import numpy as np
 from bench.daemon import run_server, serve
 from bench.load import Target, compare
 from bench.options import Options
-from bench.peers import FOLDER, python_of
+from bench.peers import FOLDER, python_of, version_of
 from bench.turns import Case
 from mlpd import Entity, FeatureService, FeatureView, Source
 from mlpd.client import Client
@@ -68,7 +68,7 @@ def feast(options: Options) -> dict[str, Case]:
                             seconds=options.seconds,
                             rounds=options.rounds,
                             features=FEATURES,
-                            feast=_version(python),
+                            feast=version_of(NAME, python),
                             **versions,
                         )
     return found
@@ -176,12 +176,6 @@ def _free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port: int = listener.getsockname()[1]
         return port
-
-
-def _version(python: Path) -> str:
-    code = "from importlib.metadata import version; print(version('feast'))"
-    said = subprocess.run([str(python), "-c", code], check=True, capture_output=True, text=True)
-    return said.stdout.strip()
 
 
 def _ask(target: Target) -> Any:

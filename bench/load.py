@@ -7,8 +7,8 @@ bare servers do to answer it, and would hide what lies between them and ours.
 import asyncio
 import math
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -25,14 +25,19 @@ class Target:
     url: str
     bodies: Sequence[bytes]
     content_type: str = "application/msgpack"
+    headers: Mapping[str, str] = field(default_factory=dict)
 
     def requests(self) -> list[bytes]:
         """Return the bytes of every request, head and body."""
         parts = urlsplit(self.url)
-        head = (
-            f"POST {parts.path} HTTP/1.1\r\nHost: {parts.netloc}\r\nAccept: {self.content_type}\r\n"
-            f"Content-Type: {self.content_type}\r\nContent-Length: "
-        )
+        fields = {
+            "Host": parts.netloc,
+            "Accept": self.content_type,
+            "Content-Type": self.content_type,
+            **self.headers,
+        }
+        lines = [f"POST {parts.path} HTTP/1.1", *(f"{k}: {v}" for k, v in fields.items())]
+        head = "\r\n".join([*lines, "Content-Length: "])
         return [f"{head}{len(body)}\r\n\r\n".encode() + body for body in self.bodies]
 
 

@@ -3,25 +3,61 @@
 from collections.abc import Callable
 
 from bench.backup import backup
+from bench.bandits import bandits
+from bench.cluster import cluster
+from bench.counting import counting
 from bench.drift import drift
+from bench.event_ids import event_ids
+from bench.experiments import experiments
+from bench.exporter import exporter
 from bench.feast import feast
 from bench.footprint import footprint
-from bench.join import join
+from bench.growth import growth
+from bench.guardrails import guardrails
+from bench.haproxy import haproxy
+from bench.join import join, join_large
+from bench.labels import labels
 from bench.loop import loop
+from bench.metrics import metrics
+from bench.monitoring import monitoring
 from bench.options import Options
+from bench.overload import overloads
+from bench.paced import paced
 from bench.serving import ingest, predict, read
+from bench.serving_peers import serving
 from bench.start import start
+from bench.training import training
 from bench.turns import Case
 
 SCENARIOS: dict[str, Callable[[Options], dict[str, Case]]] = {
     "read": read,
     "predict": predict,
     "ingest": ingest,
+    "event_ids": event_ids,
     "join": join,
+    "join-large": join_large,
+    "counting": counting,
     "drift": drift,
+    "experiments": experiments,
+    "guardrails": guardrails,
+    "bandits": bandits,
     "start": start,
+    "paced": paced,
     "loop": loop,
+    "overload": overloads,
+    "training": training,
+    "exporter": exporter,
     "footprint": footprint,
+    "growth": growth,
     "backup": backup,
+    "cluster": cluster,
+    "metrics": metrics,
+    "labels": labels,
     "feast": feast,
+    "serving": serving,
+    "monitoring": monitoring,
+    "haproxy": haproxy,
 }
+
+LONG = ("join-large",)
+"""Scenarios that `all` leaves out."""

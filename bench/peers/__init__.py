@@ -5,13 +5,15 @@
 
 import subprocess
 import sys
-import venv
 from pathlib import Path
 
 from bench.options import SkippedError
 
 FOLDER = Path(__file__).parent
 NAMES = tuple(sorted(path.stem for path in FOLDER.glob("*.txt")))
+BASES = {"nvidia-pytriton": "/usr/bin/python3"}
+"""Interpreters other than this one.  Triton starts one of its own, built from 3.11, on the standard
+library of the environment's: that of 3.11.7 is too new for it, Debian's 3.11.2 is not."""
 MARK = "installed"
 """A file that tells that the installation was finished."""
 
@@ -19,7 +21,8 @@ MARK = "installed"
 def install(name: str, directory: Path) -> None:
     """Make the environment of a peer in `directory`; takes minutes and the package index."""
     home = directory / name
-    venv.EnvBuilder(clear=True, with_pip=True).create(home)
+    base = BASES.get(name, sys.executable)
+    subprocess.run([base, "-m", "venv", "--clear", str(home)], check=True)
     requirements = FOLDER / f"{name}.txt"
     command = [str(home / "bin" / "python"), "-m", "pip", "install", "-q", "-r", str(requirements)]
     print(f"installing {name} into {home}", file=sys.stderr)
@@ -36,3 +39,10 @@ def python_of(name: str, directory: Path) -> Path:
             f"python -m bench peers install {name} --peers {directory}"
         )
     return (home / "bin" / "python").absolute()
+
+
+def version_of(name: str, python: Path) -> str:
+    """Return the version of a peer's package in its environment."""
+    code = f"from importlib.metadata import version; print(version({name!r}))"
+    said = subprocess.run([str(python), "-c", code], check=True, capture_output=True, text=True)
+    return said.stdout.strip()

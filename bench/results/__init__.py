@@ -1,4 +1,4 @@
-"""Saved results: one JSON file per scenario, and the pages whose figures come from them.
+"""Saved results: one JSON file per scenario, and the pages and pictures that come from them.
 
 A page marks a generated part with `<!-- bench: NAME -->` and `<!-- bench: end -->`; `update` writes
 what `PARTS` makes of the results between the two, so that it can't drift from them.
@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from bench.results import capacity
+from bench.results import capacity, experiments, growth
 from bench.results.table import machines, overview
 
 FOLDER = Path(__file__).parent
@@ -25,12 +25,21 @@ PARTS: dict[str, Callable[[Results], str]] = {
     "machines": machines,
     "rates": capacity.rates,
     "bytes": capacity.bytes_table,
+    "growth": growth.entities_table,
     "formulas": capacity.formulas,
     "memory": capacity.memory,
     "flights": capacity.flights,
     "shop": capacity.shop,
+    "experiments": experiments.false_positives,
+    "power": experiments.power,
+    "guardrails": experiments.guardrails,
+    "healthy": experiments.healthy,
+    "bandits": experiments.bandits,
 }
-PAGES = (FOLDER / "README.md", ROOT / "mlpd" / "docs" / "capacity.md")
+PICTURES: dict[str, Callable[[Results], str]] = {"growth.svg": growth.draw}
+"""Pictures in this folder by name."""
+_DOCS = ROOT / "mlpd" / "docs"
+PAGES = (FOLDER / "README.md", _DOCS / "capacity.md", _DOCS / "paths" / "experiments.md")
 
 _PART = re.compile(r"(<!-- bench: (\w+) -->\n).*?(<!-- bench: end -->)", re.DOTALL)
 
@@ -51,8 +60,10 @@ def load() -> Results:
 
 
 def update() -> None:
-    """Write the generated parts of all pages anew."""
+    """Write the generated parts of all pages, and the pictures, anew."""
     results = load()
+    for name, draw in PICTURES.items():
+        (FOLDER / name).write_text(draw(results), "utf-8")
     for page in PAGES:
         page.write_text(render(page.read_text("utf-8"), results), "utf-8")
 

@@ -22,15 +22,7 @@ def overview(results: Mapping[str, Mapping[str, Any]]) -> str:
         cases = {case: c for case, c in found["cases"].items() if "ratio" in c}
         if cases:
             rows = [_row(case, figures) for case, figures in cases.items()]
-            head = (
-                "case",
-                "figure",
-                "ours",
-                "against",
-                "ratio (min to max)",
-                "more: ours, against",
-            )
-            parts.append(f"**{name}**\n\n{table(head, rows)}")
+            parts.append(f"**{name}**\n\n{table(_HEAD, rows)}")
     return "\n\n".join(parts)
 
 

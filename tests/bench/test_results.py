@@ -3,10 +3,11 @@
 import re
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree as ET
 
 import pytest
 
-from bench.results import PAGES, PARTS, load, render
+from bench.results import FOLDER, PAGES, PARTS, PICTURES, load, render
 from bench.results.table import number, overview, unit_of
 from bench.scenarios import SCENARIOS
 
@@ -16,6 +17,41 @@ def test_the_generated_parts_of_a_page_are_those_of_the_saved_results(page: Path
     text = page.read_text()
     assert re.search("<!-- bench: end -->", text)
     assert text == render(text, load()), "run python -m bench table"
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_pictures_are_those_of_the_saved_results(name: str) -> None:
+    assert (FOLDER / name).read_text() == PICTURES[name](load()), "run python -m bench table"
+
+
+def test_growth_shows_each_size_beside_the_smallest() -> None:
+    def spread(value: float) -> dict[str, float]:
+        return {"median": value, "min": value / 2, "max": value * 2}
+
+    def case(**figures: tuple[float, float]) -> dict[str, Any]:
+        sides = ("ours", "against")
+        found = {s: {n: spread(v[i]) for n, v in figures.items()} for i, s in enumerate(sides)}
+        return {**found, "ratio": {}}
+
+    cases = {
+        **{
+            f"fill, {n} entities": case(online_bytes=(240, 0), online_page_bytes=(390, 0))
+            for n in ("10,000", "100,000")
+        },
+        **{f"memory, {n} entities": case(resident_mb=(99, 0)) for n in ("10,000", "100,000")},
+        "read, 100,000 entities": case(p50_ms=(4.0, 3.0)),
+        "ingest, 100,000 entities": case(rows_per_s=(500.0, 700.0)),
+        "start, 100,000 entities": case(ready_s=(0.8, 0.9)),
+    }
+    for name in ("fill, 10,000 entities", "fill, 100,000 entities"):
+        del cases[name]["against"]
+    results = {"growth": {"cases": cases}}
+    shown = PARTS["growth"](results)
+    assert "| 10,000 | 3 | 700 | 0.9 | 240 | 390 | 99 |" in shown
+    assert "| 100,000 | 4 (3) | 500 (700) | 0.8 (0.9) | 240 | 390 | 99 |" in shown
+    picture = ET.fromstring(PICTURES["growth.svg"](results))
+    circles = picture.findall(".//{http://www.w3.org/2000/svg}circle")
+    assert len(circles) == 3 * 2 * 2 + 2
 
 
 def test_a_page_with_another_figure_would_be_noticed() -> None:

@@ -9,6 +9,7 @@ import msgpack
 import pytest
 
 from bench.bare import _read_plan
+from bench.growth import _fill, _Store
 from bench.scenarios import SCENARIOS
 from bench.world import World, build_events, build_requests, open_world
 from mlpd.core.time import system_clock
@@ -42,3 +43,10 @@ def test_the_bare_read_gets_the_views_that_the_service_reads(world: World, tmp_p
     document = world.client.definitions()["document"]
     assert sum(len(ids) for _, ids in entities) == len(document["views"]) - 1  # tail_departures
     assert len(msgpack.packb(answer)) > 100
+
+
+def test_growth_measures_what_it_filled(tmp_path: Path) -> None:
+    found = _fill(_Store(tmp_path / "data", 300))
+    assert 200 < found["online_bytes"] < 300  # a key and six words of values, twice
+    assert found["online_page_bytes"] > found["online_bytes"]
+    assert found["rows_per_s"] > 0
