@@ -118,7 +118,7 @@ def test_every_command_of_the_readme_parses(
 ) -> None:
     words = next(_mlpd_commands(f"mlpd {line}"))
     for word in words:  # files that the tour makes before it names them
-        if word.endswith(".parquet"):
+        if word.endswith((".parquet", ".onnx", ".json")):
             (tmp_path / word).parent.mkdir(exist_ok=True)
             (tmp_path / word).touch()
     (tmp_path / "conf").symlink_to(ROOT / "conf")

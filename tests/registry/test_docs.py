@@ -7,7 +7,7 @@ from pathlib import Path
 import mlpd
 from mlpd.registry.fsck import Problem
 from mlpd.registry.lineage import Lineage
-from mlpd.registry.manifest import FORMATS, ROLES, WEIGHT_FILES, media_type_of
+from mlpd.registry.manifest import FORMATS, PICTURES, ROLES, WEIGHT_FILES, media_type_of
 from mlpd.registry.records import EventKind, VersionState
 
 PAGE = (Path(mlpd.__file__).parent / "docs" / "formats" / "registry.md").read_text()
@@ -35,7 +35,11 @@ def test_every_file_and_media_type_is_documented() -> None:
         "golden.*",
         "parity.*",
         "report.*",
+        *(f"{picture}.svg" for picture in PICTURES),
+        "calibration.*",
+        "components.*",
     ]
+    assert media_type_of("roc.svg") in PAGE
     for role in set(ROLES) - {"lineage"}:
         for suffix in FORMATS:
             kind = media_type_of(f"{role}.{suffix}")
