@@ -409,7 +409,7 @@ async def define(daemon: Daemon, versions: Versions, version: int, told: Told) -
     verb: Any = daemon.definitions
     verb._pins, verb._replay = told, partial(InProcessDefinitions._replay, verb)
     await daemon.definitions.apply(build_document(versions[version]))
-    if told.expired and version not in told.closures:
+    if told.expired + daemon.expire.removed and version not in told.closures:
         told.late.add(version)
     told.closures[version] = daemon.read.closure("all")
 
@@ -472,7 +472,10 @@ async def compact_all(daemon: Daemon) -> None:
 
 
 async def expire(daemon: Daemon, told: Told) -> None:
-    """Let old history go, in this process; what was served stands in for logged predictions."""
+    """Let old history go, in this process; what was served stands in for logged predictions.
+
+    The daemon looks for it by itself, too: what went is what its verb has counted.
+    """
     verb: Any = daemon.expire
 
     def first_seen(snapshot: Any, before_us: int) -> int:
@@ -486,7 +489,7 @@ async def expire(daemon: Daemon, told: Told) -> None:
     verb._cuts.clear()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("mlpd.storage.expire.SHARE", 1 << 40)  # whatever may go, not from halves on
-        told.expired += await daemon.expire.run()
+        await daemon.expire.run()
 
 
 OpenDaemon = Callable[..., AbstractAsyncContextManager[Daemon]]
@@ -522,6 +525,7 @@ async def live(opened: OpenDaemon, directory: Path, versions: Versions, steps: l
             await expire(daemon, told)
             check_offline(offline_of(daemon), told)
             look(daemon, last, told)
+            told.expired += daemon.expire.removed
     catalog = daemon.state.catalog  # its version is the number of definition records
     request = offline_request(daemon.paths, catalog, len(told.events) + catalog.version)
     with open_offline(request) as offline:
