@@ -41,7 +41,11 @@ def run(x):
 
 
 class Pair:
-    """A kernel module and its helper module, rewritten at will."""
+    """A kernel module and its helper module, rewritten at will, always within one second.
+
+    Python takes bytecode for its source's if the source's second and size are those it was
+    compiled of: a module that is rewritten as quickly as that must never have had any.
+    """
 
     def __init__(self, folder: Path, name: str) -> None:
         self.folder, self.name = folder, name
@@ -50,7 +54,9 @@ class Pair:
         self.cache = folder / "cache"
 
     def write(self, part: str, text: str) -> None:
-        (self.folder / f"{self.name}_{part}.py").write_text(text)
+        path = self.folder / f"{self.name}_{part}.py"
+        path.write_text(text)
+        os.utime(path, (0, 0))
 
     def replace(self, part: str, old: str, new: str) -> None:
         text = (self.folder / f"{self.name}_{part}.py").read_text()
@@ -77,6 +83,7 @@ class Pair:
 def pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pair:
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")  # the compiler imports the modules, too
     return Pair(tmp_path, tmp_path.name)
 
 
