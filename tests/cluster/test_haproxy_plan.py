@@ -150,7 +150,7 @@ def answering(path: Path, answers: dict[str, str]) -> Iterator[None]:
             yield
         finally:
             stop.set()
-            thread.join(10)
+            thread.join(40)
 
 
 def test_another_program_at_the_socket_is_told_from_haproxy(folder: Path) -> None:

@@ -85,28 +85,30 @@ async def serve(answer: Callable[[web.Request], Awaitable[web.Response]]) -> tup
 
 
 async def test_a_slow_read_is_sent_once_more_and_the_first_answer_counts() -> None:
-    seen = 0
+    seen, over = 0, asyncio.Event()
 
     async def answer(_: web.Request) -> web.Response:
         nonlocal seen
         seen += 1
-        await asyncio.sleep(0.5 if seen == 1 else 0.0)
-        return web.json_response({"n": seen})
+        if (number := seen) == 1:
+            await over.wait()
+        return web.json_response({"n": number})
 
     runner, url = await serve(answer)
     hedging = Hedging()
     hedging._delay_s = 0.02
     upstream = Upstream(url, hedging, random.random)
     try:
-        found = await upstream.ask_hedged(r.get("x"), Until.after(3.0))
+        found = await upstream.ask_hedged(r.get("x"), Until.after(40.0))
         assert (r.read_answer(found), hedging.hedged, hedging.won) == ({"n": 2}, 1, 1)
         seen = 0
         hedging._saved = 0.0
         deadline_s = asyncio.get_running_loop().time() + 0.1
         with pytest.raises(DeadlineExceededError):  # no budget, and no more than the deadline
-            await upstream.ask_hedged(r.get("x"), Until.after(3.0, deadline_s))
+            await upstream.ask_hedged(r.get("x"), Until.after(40.0, deadline_s))
         assert (hedging.hedged, upstream.breaker.is_open) == (1, False)
     finally:
+        over.set()
         await upstream.close()
         await runner.cleanup()
 
@@ -125,10 +127,10 @@ async def test_a_lost_connection_is_opened_anew_where_that_is_safe() -> None:
     upstream = Upstream(url, Hedging(), random.random)
     try:
         sent = r.Request("POST", "/again", b"{}")
-        assert (await upstream.ask(sent, Until.after(3.0))).status == 200
+        assert (await upstream.ask(sent, Until.after(40.0))).status == 200
         with pytest.raises(UnavailableError) as lost:
             await upstream.ask(
-                r.Request("POST", "/once", b"{}", repeatable=False), Until.after(3.0)
+                r.Request("POST", "/once", b"{}", repeatable=False), Until.after(40.0)
             )
         assert (lost.value.code, seen) == ("connection_lost", ["/again", "/again", "/once"])
     finally:
@@ -149,13 +151,14 @@ async def test_who_comes_to_a_silent_shard_doesnt_wait_as_well(
     runner, url = await serve(answer)
     upstream = Upstream(url, Hedging(), lambda: 0.0)
     try:
-        first = [asyncio.ensure_future(upstream.ask(r.get("x"), Until.after(5.0))) for _ in "abc"]
+        first = [asyncio.ensure_future(upstream.ask(r.get("x"), Until.after(40.0))) for _ in "abc"]
+        await asyncio.sleep(0)  # all three have come, before the time runs
         await asyncio.sleep(0.15)
         with pytest.raises(UnavailableError, match="counts as down"):
-            await upstream.ask(r.get("x"), Until.after(5.0))
+            await upstream.ask(r.get("x"), Until.after(40.0))
         speaks.set()
         assert [answer.status for answer in await asyncio.gather(*first)] == [200] * 3
-        assert (await upstream.ask(r.get("x"), Until.after(5.0))).status == 200
+        assert (await upstream.ask(r.get("x"), Until.after(40.0))).status == 200
     finally:
         await upstream.close()
         await runner.cleanup()
