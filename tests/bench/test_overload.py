@@ -54,7 +54,7 @@ async def test_patient_clients_ask_again_when_they_are_refused() -> None:
     app.router.add_post("/", answer)
     async with TestServer(app) as server:
         figures = await asyncio.wait_for(
-            saturate(Target(str(server.make_url("/")), [b""]), 0.2), 30
+            saturate(Target(str(server.make_url("/")), [b""]), 1.0), 30
         )
     assert figures["requests_per_s"] > 0.0
     assert next(answers) > 16  # the refused ones as well

@@ -75,10 +75,10 @@ def stub(tmp_path: Path) -> Iterator[Stub]:
 
     thread = threading.Thread(target=lambda: asyncio.run(main()))
     thread.start()
-    assert up.wait(10)
+    assert up.wait(40)
     yield found
     loops[0].call_soon_threadsafe(stop.set)
-    thread.join(10)
+    thread.join(40)
 
 
 @pytest.fixture

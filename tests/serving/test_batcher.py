@@ -68,7 +68,7 @@ class WatchedSession(Session):
         self.cost = FixedCost(us_per_row)
 
     def run(self, features: Floats) -> Floats:
-        self.gate.wait(10)
+        self.gate.wait(40)
         self.runs.append((threading.current_thread().name, len(features)))
         if (features == POISON).any():
             raise InternalError("a poisoned row")

@@ -104,7 +104,7 @@ async def test_the_last_reference_frees_the_session_and_trims(
     finally:
         gc.enable()
     assert pool.get(package) is None
-    await asyncio.wait_for(trimmed.wait(), 5)
+    await asyncio.wait_for(trimmed.wait(), 40)
 
 
 async def test_a_closed_pool_refuses(tree_package: MakePackage) -> None:

@@ -33,7 +33,7 @@ class Results:
 
     def wait(self, rows: int) -> None:
         with self._changed:
-            assert self._changed.wait_for(lambda: sum(self.batches) >= rows, 10)
+            assert self._changed.wait_for(lambda: sum(self.batches) >= rows, 40)
 
 
 @contextmanager
@@ -117,7 +117,7 @@ def test_nothing_runs_while_the_server_is_busy(
     with running(on_results=results, busy=is_busy) as runner:
         runner.submit(job(primary, shadow, some_rows(2)))
         for _ in range(3):
-            assert asked.acquire(timeout=10)
+            assert asked.acquire(timeout=40)
         assert runner.counters()["waiting"] == 2
         assert not results.all
         busy.clear()

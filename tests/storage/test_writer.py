@@ -39,11 +39,11 @@ class Gate:
     def __init__(self, writer: Writer) -> None:
         self._opened, self._entered = threading.Event(), threading.Event()
         assert writer.post(self._wait)
-        assert self._entered.wait(5)
+        assert self._entered.wait(40)
 
     def _wait(self, _txn: WriteTransaction) -> None:
         self._entered.set()
-        assert self._opened.wait(5)
+        assert self._opened.wait(40)
 
     def open(self) -> None:
         self._opened.set()
