@@ -73,7 +73,8 @@ async def main():
         for _ in range(4):
             group.create_task(ingest(writer, numbers))
         while compacting:
-            await compactor.run()
+            if await compactor.run():
+                print("compacted", flush=True)
 
 
 asyncio.run(main())
@@ -87,7 +88,8 @@ def test_killed_ingest_loses_and_doubles_nothing(tmp_path: Path) -> None:
     acknowledged: dict[int, int] = {}
     compacted = 0
     for kill in range(KILLS):
-        acknowledged |= ingest_until_killed(data, kill * 1_000_000, kill % 2 == 1, rng)
+        told = b"compacted" if kill % 4 == 1 else b""
+        acknowledged |= ingest_until_killed(data, kill * 1_000_000, kill % 2 == 1, told, rng)
         frame = check_store(data)
         found = dict(frame.rows())
         assert frame.height == len(found) == frame["n"].n_unique()
@@ -101,18 +103,23 @@ def test_killed_ingest_loses_and_doubles_nothing(tmp_path: Path) -> None:
 
 
 def ingest_until_killed(
-    data: DataDirectory, first: int, compacting: bool, rng: random.Random
+    data: DataDirectory, first: int, compacting: bool, told: bytes, rng: random.Random
 ) -> dict[int, int]:
-    """Return number by sequence of every event that a killed child said was acknowledged."""
+    """Return number by sequence of every event that a killed child said was acknowledged.
+
+    It is killed a little after a line that begins with `told`.
+    """
     command = [sys.executable, "-c", INGEST, str(data.root), str(first), str(int(compacting))]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as child:
         assert child.stdout is not None
         lines = [child.stdout.readline()]
+        while lines[-1] and not lines[-1].startswith(told):
+            lines.append(child.stdout.readline())
         time.sleep(rng.uniform(0.001, 0.9 if compacting else 0.2))
         child.kill()
         lines += child.stdout.readlines()
     assert child.returncode == -9
-    whole = [line for line in lines if line.endswith(b"\n")]
+    whole = [line for line in lines if line.endswith(b"\n") and line != b"compacted\n"]
     return {int(s): int(n) for s, n in (line.split() for line in whole)}
 
 
