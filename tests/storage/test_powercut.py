@@ -24,7 +24,7 @@ from tests.storage.powercut.power import (
 
 STATES = int(os.environ.get("MLPD_POWERCUT_STATES", "60"))
 FAULT_STATES = 30
-LIMIT_S = 60 + STATES
+LIMIT_S = 60 + 4 * STATES
 
 
 def check(*, seed: int, kills: Kills | None = None) -> Recording:
