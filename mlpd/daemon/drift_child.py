@@ -13,9 +13,9 @@ from mlpd.core.vector import Vectorizer
 from mlpd.daemon.child import Send
 from mlpd.daemon.served_sample import draw_served
 from mlpd.monitoring.counting import CountLayout, Counts
-from mlpd.monitoring.drift import ROWS_MIN
 from mlpd.monitoring.multivariate import Components, encode
 from mlpd.monitoring.reference import ReferenceProfile
+from mlpd.monitoring.thresholds import ROWS_MIN
 from mlpd.training.domain import domain_auc
 
 _COUNT_ROWS = 20_000

@@ -10,7 +10,8 @@ from mlpd.core.time import DAY_US
 from mlpd.daemon.looks import Window
 from mlpd.daemon.monitor import Monitor
 from mlpd.monitoring.alerts import ALERTNAME, SEVERITY, Measurement
-from mlpd.monitoring.drift import ALERT_PSI, P_MAX, ROWS_MIN, WARN_PSI, ColumnDrift, DriftReport
+from mlpd.monitoring.drift import P_MAX, ColumnDrift, DriftReport
+from mlpd.monitoring.thresholds import ALERT_PSI, ROWS_MIN, WARN_PSI
 from mlpd.registry.lineage import Lineage
 from mlpd.registry.models import Registry
 

@@ -26,6 +26,7 @@ from mlpd.monitoring.divergence import (
     wasserstein,
 )
 from mlpd.monitoring.reference import ColumnProfile, ReferenceProfile
+from mlpd.monitoring.thresholds import ALERT_PSI, ROWS_MIN, WARN_PSI
 
 State = Literal["ok", "warn", "alert", "insufficient"]
 Look = Literal[
@@ -46,9 +47,6 @@ Look = Literal[
 are ids that count up; such a column tells a time, and models should not have it.
 """
 
-ROWS_MIN: Final = 100
-WARN_PSI: Final = 0.1
-ALERT_PSI: Final = 0.2
 P_MAX: Final = 0.01
 
 

@@ -14,13 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlpd.core.errors import ValidationError
-from mlpd.monitoring.reference import (
-    CALIBRATION_ROWS_MIN,
-    CALIBRATION_WINDOWS_MIN,
-    ColumnProfile,
-    ReferenceProfile,
-    bin_index,
-)
+from mlpd.monitoring.reference import ColumnProfile, ReferenceProfile, bin_index
+from mlpd.monitoring.thresholds import ROWS_MIN, WINDOWS_MIN
 
 Floats = NDArray[np.float64]
 
@@ -149,8 +144,8 @@ def _encode(column: ColumnProfile, values: Floats) -> Floats:
 def _calibrate(found: Components, errors: Floats, windows: NDArray[np.int64]) -> Components:
     _, number = np.unique(windows, return_inverse=True)
     rows = np.bincount(number)
-    means = (np.bincount(number, errors) / rows)[rows >= CALIBRATION_ROWS_MIN]
-    if len(means) < CALIBRATION_WINDOWS_MIN:
+    means = (np.bincount(number, errors) / rows)[rows >= ROWS_MIN]
+    if len(means) < WINDOWS_MIN:
         return found
     mean, deviation = float(means.mean()), float(means.std(ddof=1))
     return replace(found, error_mean=mean, error_deviation=deviation)

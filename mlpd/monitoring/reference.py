@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from mlpd.core.errors import ValidationError
 from mlpd.core.hashing import canonical_json, sha256_digest
-from mlpd.monitoring.divergence import psi_adjusted
+from mlpd.monitoring.thresholds import calibrate, window_drifts
 
 FeatureKind = Literal["numeric", "categorical"]
 
@@ -26,9 +26,6 @@ QUANTILES: Final = 10
 CATEGORIES_MAX: Final = 100
 KNOWN_CODES_MAX: Final = 65_536
 """Codes of rarer categories kept to tell `other` from `new`; beyond them all is `other`."""
-CALIBRATION_WINDOWS_MIN: Final = 20
-CALIBRATION_ROWS_MIN: Final = 100
-"""Windows with fewer rows say nothing about drift and are left out of the calibration."""
 SCORE: Final = "score"
 
 
@@ -120,18 +117,22 @@ def build_reference(
     `vectors` is float64 [n, F] with NaN for missing and whole codes for categories; `scores` [n]
     are the model's outputs on the same rows; `gains` are its F split gains (equal weights without);
     `windows` [n] numbers each row's time window, ascending in time.  With at least 20 windows of
-    100 rows each column gets a calibrated threshold.  Cost: about one sort per column.
+    100 rows each column gets a calibrated threshold (`thresholds.calibrate`), the score among them.
+    Cost: about one sort per column.
     """
     _check_shapes(vectors, names, kinds, scores, gains, windows)
     weights = gains if gains is not None else [1.0] * len(names)
-    features = tuple(
+    profiled = [
         _profile_column(
             name, kind, np.ascontiguousarray(vectors[:, index]), weights[index], windows
         )
         for index, (name, kind) in enumerate(zip(names, kinds, strict=True))
-    )
-    score = None if scores is None else _profile_column(SCORE, "numeric", scores, 0.0, windows)
-    return ReferenceProfile(len(vectors), features, score)
+    ]
+    if scores is not None:
+        profiled.append(_profile_column(SCORE, "numeric", scores, 0.0, windows))
+    columns = _with_thresholds(profiled)
+    score = None if scores is None else columns.pop()
+    return ReferenceProfile(len(vectors), tuple(columns), score)
 
 
 def build_edges(values: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -195,21 +196,33 @@ def _deciles(ordered: NDArray[np.float64]) -> NDArray[np.float64]:
     return ordered[ranks - 1]
 
 
+def _with_thresholds(
+    profiled: list[tuple[ColumnProfile, NDArray[np.float64] | None]],
+) -> list[ColumnProfile]:
+    columns = [column for column, _ in profiled]
+    drifts = [found for _, found in profiled if found is not None]
+    if not drifts:
+        return columns
+    pairs = zip(columns, calibrate(drifts), strict=True)  # windows are the same for all
+    return [replace(column, threshold=threshold) for column, threshold in pairs]
+
+
 def _profile_column(
     name: str,
     kind: FeatureKind,
     values: NDArray[np.float64],
     gain: float,
     windows: NDArray[np.int64] | None,
-) -> ColumnProfile:
+) -> tuple[ColumnProfile, NDArray[np.float64] | None]:
+    """Return the profile without a threshold, and how far single windows drift from it."""
     empty = _empty_column(name, kind, values, gain)
     index = bin_index(empty, values)
     counts = np.bincount(index, minlength=empty.bins)
-    measured = replace(
-        empty,
-        counts=tuple(counts.tolist()),
-        threshold=None if windows is None else _calibrate(index, counts, windows),
-    )
+    drifts = None if windows is None else window_drifts(index, counts, windows)
+    return _with_shape(replace(empty, counts=tuple(counts.tolist())), values), drifts
+
+
+def _with_shape(measured: ColumnProfile, values: NDArray[np.float64]) -> ColumnProfile:
     finite = values[np.isfinite(values)]
     if not len(finite):
         return measured
@@ -255,22 +268,6 @@ def _categories(values: NDArray[np.float64]) -> tuple[list[float], list[int], in
     slots = np.minimum(np.arange(len(by_frequency)), own)
     order = np.argsort(codes[by_frequency])
     return codes[by_frequency][order].tolist(), slots[order].tolist(), own + 3
-
-
-def _calibrate(
-    index: NDArray[np.int64], counts: NDArray[np.int64], windows: NDArray[np.int64]
-) -> float | None:
-    """Return mean + 3 sd (sample) of psi_adj of each window against the whole."""
-    _, number = np.unique(windows, return_inverse=True)
-    cells = np.bincount(
-        number * len(counts) + index, minlength=(number.max(initial=-1) + 1) * len(counts)
-    )
-    table = cells.reshape(-1, len(counts))
-    table = table[table.sum(axis=1) >= CALIBRATION_ROWS_MIN]
-    if len(table) < CALIBRATION_WINDOWS_MIN:
-        return None
-    drifts = psi_adjusted(counts, table)
-    return float(drifts.mean() + 3 * drifts.std(ddof=1))
 
 
 def _check_shapes(
