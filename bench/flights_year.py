@@ -7,6 +7,7 @@ flights themselves, not from any feature.
 
 import tempfile
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -26,6 +27,7 @@ from mlpd.features.stamps import Stamps
 from mlpd.storage.frames import FrameColumns
 
 Kind = Literal["ordinary", "rough", "storm"]
+KINDS: Final[tuple[Kind, ...]] = ("ordinary", "rough", "storm")
 
 ROUGH_SHARE: Final = 0.15
 STORM_SHARE: Final = 0.25
@@ -40,13 +42,13 @@ _SERVICE: Final = "flight_risk"
 _CATEGORICAL: Final = ("carrier", "origin", "dest")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Year:
     """Every scheduled flight in order of time: cancelled ones were asked for as well.
 
-    `vectors` float64 [n, F]; `day` int64 [n], days since 1970 in UTC, as windows of drift are;
-    `landed` bool [n]: has a label, so that a training set has it; `late` float64 [n], 1 for more
-    than 15 minutes late, NaN without a label.
+    `vectors` float64 [n, F]; `landed` bool [n]: has a label, so that a training set has it; `late`
+    float64 [n], 1 for more than 15 minutes late, NaN without a label; `failed` bool [n]: cancelled,
+    diverted, or landed over an hour late.
     """
 
     names: tuple[str, ...]
@@ -57,10 +59,15 @@ class Year:
     late: NDArray[np.float64]
     failed: NDArray[np.bool_]
 
-    @property
+    @cached_property
     def day(self) -> NDArray[np.int64]:
-        """Days since 1970, UTC."""
+        """Days since 1970 in UTC, int64 [n]: windows of drift are of UTC, too."""
         return self.t_us // DAY_US
+
+    @property
+    def width(self) -> int:
+        """Number of features."""
+        return len(self.names)
 
 
 def kinds_of_days(day: NDArray[np.int64], failed: NDArray[np.bool_]) -> dict[int, Kind]:

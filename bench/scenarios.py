@@ -7,6 +7,7 @@ from bench.bandits import bandits
 from bench.cluster import cluster
 from bench.counting import counting
 from bench.drift import drift
+from bench.drift_days import drift_days
 from bench.event_ids import event_ids
 from bench.experiments import experiments
 from bench.exporter import exporter
@@ -38,6 +39,7 @@ SCENARIOS: dict[str, Callable[[Options], dict[str, Case]]] = {
     "join-large": join_large,
     "counting": counting,
     "drift": drift,
+    "drift_days": drift_days,
     "experiments": experiments,
     "guardrails": guardrails,
     "bandits": bandits,

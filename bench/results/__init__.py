@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from bench.results import capacity, experiments, growth
+from bench.results import capacity, drift_days, experiments, growth
 from bench.results.table import machines, overview
 
 FOLDER = Path(__file__).parent
@@ -35,11 +35,18 @@ PARTS: dict[str, Callable[[Results], str]] = {
     "guardrails": experiments.guardrails,
     "healthy": experiments.healthy,
     "bandits": experiments.bandits,
+    "drift_rates": drift_days.rates,
+    "drift_days": drift_days.days,
 }
 PICTURES: dict[str, Callable[[Results], str]] = {"growth.svg": growth.draw}
 """Pictures in this folder by name."""
 _DOCS = ROOT / "mlpd" / "docs"
-PAGES = (FOLDER / "README.md", _DOCS / "capacity.md", _DOCS / "paths" / "experiments.md")
+PAGES = (
+    FOLDER / "README.md",
+    _DOCS / "capacity.md",
+    _DOCS / "paths" / "experiments.md",
+    _DOCS / "paths" / "monitor.md",
+)
 
 _PART = re.compile(r"(<!-- bench: (\w+) -->\n).*?(<!-- bench: end -->)", re.DOTALL)
 
