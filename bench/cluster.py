@@ -1,153 +1,199 @@
-"""Scenario cluster: what a read that several shards answer costs, by the client and by the router.
+"""Scenario cluster: what a read costs by each way to the shards, and how fast slots move.
 
-Processor time of all processes that take part, so that a busy machine changes little.
+Processor time of all processes that take part, without what daemons use when nobody asks: so a busy
+machine changes little.
 """
 
 import asyncio
+import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-from bench.daemon import serve, serve_router
-from bench.options import Options
-from bench.turns import Case, in_turns
-from mlpd import Aggregate, Entity, FeatureService, FeatureView, Source, WindowView
-from mlpd.client import AsyncClient, Client
+import msgpack
+
+from bench.daemon import Served, serve
+from bench.fleet import (
+    AT_ONCE,
+    CLUSTER,
+    Fleet,
+    Rows,
+    at_once,
+    cpu_s,
+    fill,
+    idle_share,
+    open_fleet,
+    read_all,
+)
+from bench.haproxy import free_port, running
+from bench.load import Target, connect
+from bench.moves import measure_moves
+from bench.options import Options, SkippedError
+from bench.turns import Case, build_case, compared
+from mlpd.cluster.haproxy.config import Front, parse_files, write_files
 from mlpd.cluster.placement import first_map
-from mlpd.core.definitions import build_document
 from mlpd.core.hashing import slot_of
 from mlpd.core.keys import encode_texts
 from mlpd.core.shards import Shard, ShardMap
 
-FAN_OUTS = (1, 4, 16)
-ROWS = 16
-"""Of a request: over 16 shards one each."""
-AT_ONCE = 8
+SIZES = {1: (1, 16, 100), 4: (4, 16, 100), 16: (16,)}
+"""Rows of a request by fan-out: as many of each shard."""
 REQUESTS_PER_S = 100
 """Requests of a round, per second that it is meant to take."""
-USERS = 2_000
+REQUESTS = 100
+"""Different ones at most."""
+USERS = [f"u{i}" for i in range(2_000)]
+FLOOR = "client"
+"""What the other ways are compared with: `mlpd.client`, which hashes by itself."""
 
-user = Entity("user")
-sales = Source("sales", "event_time", {"user": "string", "amount": "float64"})
-profile = FeatureView("profile", user, sales, ["amount"])
-spend = WindowView(
-    "spend", user, sales, ["1d"], [Aggregate.sum("amount"), Aggregate.mean("amount")]
-)
-person = FeatureService("person", [profile, spend])
+Figures = Mapping[str, float]
+Ask = Callable[[Sequence[Rows], Iterable[int]], Coroutine[None, None, float]]
+"""Makes a request in each turn; returns the processor time of this process, in seconds."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Fleet:
-    """Running daemons, a router before them, and requests whose rows lie on all of them."""
+class Way:
+    """One way to the rows: who is asked, the process between, and who answers at last."""
 
-    urls: list[str]
-    pids: list[int]
-    router_url: str
-    router_pid: int
-    requests: list[list[dict[str, str]]]
+    ask: Ask
+    hop: Served | None
+    daemons: Sequence[int]
+    idle_share: float
+    """Of a core, that the daemons use when nobody asks."""
 
 
 def cluster(options: Options) -> dict[str, Case]:
-    """Read 16 rows that lie on 1, 4 and 16 shards: through the router, against the client alone.
+    """Reads whose rows lie on 1, 4 and 16 shards, by each way, against the client alone; moves.
 
-    `cpu_us`: of client, router and daemons together, per request; the others are its parts.
+    `client`: mlpd.client, which hashes by itself.  `router`, and `router, cached`: all rows kept.
+    `haproxy`: as many requests of one row, by a caller of a few lines.  `one daemon`: it holds
+    everything.  `cpu_us`: of caller, hop and daemons together, per request; they are its parts.
     """
+    if shutil.which("haproxy") is None:
+        raise SkippedError("haproxy is missing: apt-get install haproxy")
     found: dict[str, Case] = {}
-    count = max(1, round(REQUESTS_PER_S * options.seconds))
-    for fan_out in FAN_OUTS:
-        with tempfile.TemporaryDirectory() as folder, _open_fleet(Path(folder), fan_out) as fleet:
-            for url in (fleet.router_url, fleet.urls):
-                _read(fleet, url, 50)
-            found[f"fan-out {fan_out}"] = in_turns(
-                partial(_read, fleet, fleet.router_url, count),
-                partial(_read, fleet, fleet.urls, count),
-                rounds=options.rounds,
-                measure="cpu_us",
-                rows=ROWS,
-            )
-    return found
+    count = max(20, round(REQUESTS_PER_S * options.seconds))
+    for fan_out, sizes in SIZES.items():
+        with (
+            tempfile.TemporaryDirectory(prefix="bench") as name,
+            _open_ways(Path(name), fan_out) as (fleet, ways),
+        ):
+            for rows in sizes:
+                requests = pick_requests(fleet.shard_map, rows)[:REQUESTS]
+                for way, figures in _measure(ways, requests, count, options.rounds).items():
+                    found[f"{rows} rows, {fan_out} shards: {way}"] = figures
+    return {**found, **measure_moves(options)}
 
 
 @contextmanager
-def _open_fleet(folder: Path, shards: int) -> Iterator[_Fleet]:
+def _open_ways(folder: Path, shards: int) -> Iterator[tuple[Fleet, dict[str, Way]]]:
     with ExitStack() as stack:
-        running = [stack.enter_context(serve(folder / f"d{i}")) for i in range(shards)]
-        urls = [daemon.url for daemon in running]
-        members = [Shard(f"s{i:02}", url) for i, url in enumerate(urls)]
-        made = first_map("0f" * 16, members)
-        for shard in members if shards > 1 else ():
-            with Client(shard.url) as client:
-                client.cluster.put_map(made.to_dict(), shard=shard.name, expected=0)
-        with Client(urls) as client:
-            document = build_document([user, sales, profile, spend, person])
-            for member in client.members().values() if shards > 1 else [client]:
-                member.apply(document)
-            now_us = int(time.time() * 1e6)
-            events = [{"event_time": now_us - i, "user": u, "amount": 1.0} for i, u in _users()]
-            client.events.send("sales", events)
-        router = stack.enter_context(serve_router(folder / "router.log", urls))
-        yield _Fleet(urls, [d.pid for d in running], router.url, router.pid, _requests(made))
+        fleet = stack.enter_context(open_fleet(folder, shards, USERS, cache_s=3_600.0))
+        one = fleet.daemons[0]
+        if shards > 1:
+            one = stack.enter_context(serve(folder / "one"))
+            fill(first_map(CLUSTER, [Shard("one", one.url)]), USERS)
+        front = stack.enter_context(_open_front(folder, fleet.shard_map))
+        idle, idle_one = idle_share(fleet.pids, 2.0), idle_share([one.pid], 2.0)
+        ways = {
+            FLOOR: Way(partial(read_all, fleet.urls), None, fleet.pids, idle),
+            "router": Way(partial(read_all, fleet.router.url), fleet.router, fleet.pids, idle),
+            "router, cached": Way(
+                partial(read_all, fleet.cached.url), fleet.cached, fleet.pids, idle
+            ),
+            "haproxy": Way(partial(read_singly, front.url), front, fleet.pids, idle),
+        }
+        if shards > 1:
+            ways["one daemon"] = Way(partial(read_all, one.url), None, [one.pid], idle_one)
+        yield fleet, ways
 
 
-def _users() -> Iterator[tuple[int, str]]:
-    return ((i, f"u{i}") for i in range(USERS))
+@contextmanager
+def _open_front(folder: Path, shard_map: ShardMap) -> Iterator[Served]:
+    """Run HAProxy before the shards, by the configuration that `mlpd shard haproxy` writes."""
+    program, port = shutil.which("haproxy"), free_port()
+    assert program is not None
+    files = parse_files(str(folder / "lb.cfg"), None)
+    write_files(shard_map, Front(f"127.0.0.1:{port}", 0), files)
+    with running(program, files.config, port) as pid:
+        time.sleep(1.0)  # its health checks have to find the daemons
+        yield Served(f"http://127.0.0.1:{port}", pid, 0.0)
 
 
-def _requests(shard_map: ShardMap) -> list[list[dict[str, str]]]:
-    """Return requests with as many rows of each shard."""
+def pick_requests(shard_map: ShardMap, rows: int) -> list[Rows]:
+    """Return requests of `rows` users, as many of each shard."""
     by_shard: dict[str, list[dict[str, str]]] = {}
-    for _, name in _users():
-        (key,) = encode_texts([name])
+    for name, key in zip(USERS, encode_texts(USERS), strict=True):
         by_shard.setdefault(shard_map.owner(slot_of(key)).name, []).append({"user": name})
-    each = ROWS // len(by_shard)
+    each = rows // len(by_shard)
     fewest = min(map(len, by_shard.values())) // each
     return [
-        [row for rows in by_shard.values() for row in rows[i * each : (i + 1) * each]]
+        [row for found in by_shard.values() for row in found[i * each : (i + 1) * each]]
         for i in range(fewest)
     ]
 
 
-def _read(fleet: _Fleet, url: str | list[str], count: int) -> Mapping[str, float]:
+async def read_singly(url: str, requests: Sequence[Rows], turns: Iterable[int]) -> float:
+    """Read each row by a request of its own, with its key in the header; returns as `read_all`."""
+    sent = [[_single(url, row["user"]) for row in rows] for rows in requests]
+    connections = [await connect(url) for _ in range(AT_ONCE)]
+    free = [*connections]
+
+    async def ask(i: int) -> None:
+        connection = free.pop()
+        for request in sent[i % len(sent)]:
+            status, answer = await connection.ask(request)
+            if status != 200:  # noqa: PLR2004 - OK
+                raise RuntimeError(f"{url}: {status} {answer[:300]!r}")
+        free.append(connection)
+
+    try:
+        return await at_once(ask, turns)
+    finally:
+        for connection in connections:
+            connection.close()
+
+
+def _single(url: str, name: str) -> bytes:
+    body = msgpack.packb({"service": "person", "entities": [{"user": name}]})
+    target = Target(f"{url}/v1/features/read", [body], headers={"x-mlpd-key": name})
+    return target.requests()[0]
+
+
+def _measure(
+    ways: Mapping[str, Way], requests: Sequence[Rows], count: int, rounds: int
+) -> dict[str, Case]:
+    """Return each way against the client, all measured in every round; who begins changes."""
+    for way in ways.values():
+        asyncio.run(way.ask(requests, range(len(requests))))
+    found: list[dict[str, Figures]] = []
+    for number in range(rounds):
+        names = [*ways][number % len(ways) :] + [*ways][: number % len(ways)]
+        found.append({name: _round(ways[name], requests, count) for name in names})
+    cases = {FLOOR: build_case([figures[FLOOR] for figures in found], measure="cpu_us")}
+    for name in ways.keys() - {FLOOR}:
+        pairs = [(figures[name], figures[FLOOR]) for figures in found]
+        cases[name] = compared(pairs, measure="cpu_us")
+    return {
+        name: {**cases[name], "notes": {"idle_share": round(ways[name].idle_share, 5)}}
+        for name in ways
+    }
+
+
+def _round(way: Way, requests: Sequence[Rows], count: int) -> Figures:
     """Return microseconds of processor time per request, of each process that takes part."""
-    daemons, router, began_s = _cpu_s(*fleet.pids), _cpu_s(fleet.router_pid), time.perf_counter()
-    client_s = asyncio.run(_ask(fleet, url, count))
+    hop = [] if way.hop is None else [way.hop.pid]
+    before_hop, before, began_s = cpu_s(*hop), cpu_s(*way.daemons), time.perf_counter()
+    caller_s = asyncio.run(way.ask(requests, range(count)))
     took_s = time.perf_counter() - began_s
     parts = {
-        "client_us": client_s,
-        "router_us": _cpu_s(fleet.router_pid) - router,
-        "daemons_us": _cpu_s(*fleet.pids) - daemons,
+        "caller_us": caller_s,
+        "hop_us": cpu_s(*hop) - before_hop,
+        "daemons_us": max(0.0, cpu_s(*way.daemons) - before - way.idle_share * took_s),
     }
     found = {name: 1e6 * seconds / count for name, seconds in parts.items()}
     return {"cpu_us": sum(found.values()), **found, "requests_per_s": count / took_s}
-
-
-async def _ask(fleet: _Fleet, url: str | list[str], count: int) -> float:
-    """Return the processor time of this process for so many reads, a few of them at once."""
-    async with AsyncClient(url) as client:
-        await client.read_features("person", entities=fleet.requests[0])  # it learns the map
-        began_s = time.process_time()
-        turns = iter(range(count))
-
-        async def work() -> None:
-            for i in turns:
-                rows: Any = fleet.requests[i % len(fleet.requests)]
-                answer = await client.read_features("person", entities=rows)
-                if "errors" in answer:
-                    raise RuntimeError(answer["errors"][0]["message"])
-
-        await asyncio.gather(*(work() for _ in range(AT_ONCE)))
-        return time.process_time() - began_s
-
-
-def _cpu_s(*pids: int) -> float:
-    """Return the processor time that the threads of processes have had, in seconds."""
-    return sum(
-        int((task / "schedstat").read_text("ascii").split()[0]) / 1e9
-        for pid in pids
-        for task in Path(f"/proc/{pid}/task").iterdir()
-    )

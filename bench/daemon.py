@@ -63,9 +63,10 @@ def serve(
 
 
 @contextmanager
-def serve_router(log: Path, shards: Sequence[str]) -> Iterator[Served]:
-    """Run `mlpd router` before `shards`; it need not be ready yet."""
+def serve_router(log: Path, shards: Sequence[str], *options: str) -> Iterator[Served]:
+    """Run `mlpd router` before `shards` with more `options`; it need not be ready yet."""
     command = [sys.executable, "-m", "mlpd", "router", "--port", "0", "--shards", ",".join(shards)]
+    command += options
     with log.open("wb") as out, run_server(command, out.fileno()) as (process, started):
         while " is at " not in (text := log.read_text("utf-8", "replace")):
             if process.poll() is not None or time.perf_counter() - started > START_S:

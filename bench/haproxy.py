@@ -54,11 +54,11 @@ def haproxy(options: Options) -> dict[str, Case]:
     if program is None:
         raise SkippedError("haproxy is missing: apt-get install haproxy")
     with tempfile.TemporaryDirectory(prefix="hap") as name:
-        shard, front, plain = (_free_port() for _ in range(3))
+        shard, front, plain = (free_port() for _ in range(3))
         configs = _write_configs(Path(name), shard, front, plain)
         with ExitStack() as stack:
             _, ours, theirs = (
-                stack.enter_context(_running(program, config, port))
+                stack.enter_context(running(program, config, port))
                 for config, port in zip(configs, (shard, front, plain), strict=True)
             )
             return {
@@ -107,14 +107,15 @@ def _cpu_ns(pid: int) -> int:
     return sum(int((thread / "schedstat").read_text().split()[0]) for thread in threads)
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Return a port that nobody listens at now."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port: int = server.getsockname()[1]
         return port
 
 
 @contextmanager
-def _running(program: str, config: Path, port: int) -> Iterator[int]:
+def running(program: str, config: Path, port: int) -> Iterator[int]:
     """Run haproxy until the block ends; yield its process id once it listens."""
     log = config.with_suffix(".log")
     command = [program, "-db", "-f", str(config)]

@@ -3,7 +3,7 @@
 import os
 import platform
 import statistics
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,13 @@ def in_turns(ours: Side, floor: Side, *, rounds: int, measure: str, **notes: Any
             pairs.append((ours(), second))
         else:
             pairs.append((ours(), floor()))
+    return compared(pairs, measure=measure, **notes)
+
+
+def compared(
+    pairs: Sequence[tuple[Mapping[str, float], Mapping[str, float]]], *, measure: str, **notes: Any
+) -> Case:
+    """Return both sides' figures over rounds that were measured; ratios as `in_turns`."""
     a, b = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
     ratios = sorted(x[measure] / y[measure] for x, y in pairs)
     median = statistics.median(x[measure] for x in a) / statistics.median(y[measure] for y in b)
@@ -39,16 +46,20 @@ def in_turns(ours: Side, floor: Side, *, rounds: int, measure: str, **notes: Any
         "ratio": {"median": _short(median), "min": _short(ratios[0]), "max": _short(ratios[-1])},
         "ours": spreads(a),
         "against": spreads(b),
-        "rounds": rounds,
+        "rounds": len(pairs),
         **({"notes": notes} if notes else {}),
     }
 
 
 def alone(ours: Side, *, rounds: int, measure: str, **notes: Any) -> Case:
     """Return figures of something that has no floor to compare with."""
-    found = spreads([ours() for _ in range(rounds)])
+    return build_case([ours() for _ in range(rounds)], measure=measure, **notes)
+
+
+def build_case(rounds: Sequence[Mapping[str, float]], *, measure: str, **notes: Any) -> Case:
+    """Return figures over rounds that were measured, of something without a floor."""
     kept = {"notes": notes} if notes else {}
-    return {"measure": measure, "ours": found, "rounds": rounds, **kept}
+    return {"measure": measure, "ours": spreads(rounds), "rounds": len(rounds), **kept}
 
 
 def spread(values: Iterable[float]) -> dict[str, float]:
@@ -61,7 +72,7 @@ def spread(values: Iterable[float]) -> dict[str, float]:
     }
 
 
-def spreads(rounds: list[Mapping[str, float]]) -> dict[str, dict[str, float]]:
+def spreads(rounds: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float]]:
     """Return the spread of each figure over rounds that all have the same ones."""
     return {name: spread(found[name] for found in rounds) for name in rounds[0]}
 
