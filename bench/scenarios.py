@@ -24,6 +24,7 @@ from bench.monitoring import monitoring
 from bench.options import Options
 from bench.overload import overloads
 from bench.paced import paced
+from bench.scaling import scaling
 from bench.serving import ingest, predict, read
 from bench.serving_peers import serving
 from bench.start import start
@@ -53,6 +54,7 @@ SCENARIOS: dict[str, Callable[[Options], dict[str, Case]]] = {
     "growth": growth,
     "backup": backup,
     "cluster": cluster,
+    "scaling": scaling,
     "metrics": metrics,
     "labels": labels,
     "feast": feast,

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from bench.results import capacity, drift_days, experiments, growth
+from bench.results import capacity, drift_days, experiments, growth, scaling, scaling_picture
 from bench.results.table import machines, overview
 
 FOLDER = Path(__file__).parent
@@ -37,15 +37,26 @@ PARTS: dict[str, Callable[[Results], str]] = {
     "bandits": experiments.bandits,
     "drift_rates": drift_days.rates,
     "drift_days": drift_days.days,
+    "ways": scaling.ways,
+    "costs": scaling.costs,
+    "moves": scaling.moves,
+    "shards": scaling.shards,
+    "hot": scaling.hot,
+    "tails": scaling.tails,
+    "running": scaling.running,
+    "hedges": scaling.hedges,
+    "advice": scaling.advice,
 }
-PICTURES: dict[str, Callable[[Results], str]] = {"growth.svg": growth.draw}
-"""Pictures in this folder by name."""
+PICTURES: dict[str, Callable[[Results], str]] = {
+    "bench/results/growth.svg": growth.draw,
+    "mlpd/docs/pictures/scaling.svg": scaling_picture.draw,
+}
+"""Pictures by path in the repository."""
 _DOCS = ROOT / "mlpd" / "docs"
 PAGES = (
     FOLDER / "README.md",
-    _DOCS / "capacity.md",
-    _DOCS / "paths" / "experiments.md",
-    _DOCS / "paths" / "monitor.md",
+    *(_DOCS / name for name in ("capacity.md", "scaling.md")),
+    *(_DOCS / "paths" / name for name in ("experiments.md", "monitor.md")),
 )
 
 _PART = re.compile(r"(<!-- bench: (\w+) -->\n).*?(<!-- bench: end -->)", re.DOTALL)
@@ -70,7 +81,7 @@ def update() -> None:
     """Write the generated parts of all pages, and the pictures, anew."""
     results = load()
     for name, draw in PICTURES.items():
-        (FOLDER / name).write_text(draw(results), "utf-8")
+        (ROOT / name).write_text(draw(results), "utf-8")
     for page in PAGES:
         page.write_text(render(page.read_text("utf-8"), results), "utf-8")
 

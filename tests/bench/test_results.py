@@ -7,7 +7,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from bench.results import FOLDER, PAGES, PARTS, PICTURES, load, render
+from bench.results import PAGES, PARTS, PICTURES, ROOT, load, render
 from bench.results.table import number, overview, unit_of
 from bench.scenarios import SCENARIOS
 
@@ -21,7 +21,7 @@ def test_the_generated_parts_of_a_page_are_those_of_the_saved_results(page: Path
 
 @pytest.mark.parametrize("name", PICTURES)
 def test_pictures_are_those_of_the_saved_results(name: str) -> None:
-    assert (FOLDER / name).read_text() == PICTURES[name](load()), "run python -m bench table"
+    assert (ROOT / name).read_text() == PICTURES[name](load()), "run python -m bench table"
 
 
 def test_growth_shows_each_size_beside_the_smallest() -> None:
@@ -49,7 +49,7 @@ def test_growth_shows_each_size_beside_the_smallest() -> None:
     shown = PARTS["growth"](results)
     assert "| 10,000 | 3 | 700 | 0.9 | 240 | 390 | 99 |" in shown
     assert "| 100,000 | 4 (3) | 500 (700) | 0.8 (0.9) | 240 | 390 | 99 |" in shown
-    picture = ET.fromstring(PICTURES["growth.svg"](results))
+    picture = ET.fromstring(PICTURES["bench/results/growth.svg"](results))
     circles = picture.findall(".//{http://www.w3.org/2000/svg}circle")
     assert len(circles) == 3 * 2 * 2 + 2
 
