@@ -1,12 +1,14 @@
 """Blobs, the daemon lock and atomic files."""
 
 import errno
+import fcntl
 import hashlib
 import io
 import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +154,18 @@ def test_second_daemon_is_told_who_holds_the_directory(tmp_path: Path, clock: An
         assert holder["started"] == "2023-11-14T22:13:20Z"
     assert read_holder(path) is None
     DaemonLock(path, clock).close()
+
+
+def test_a_daemon_starts_while_somebody_asks_who_holds_the_directory(
+    tmp_path: Path, clock: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "daemon.lock"
+    path.touch()
+    asking = os.open(path, os.O_RDONLY)
+    fcntl.flock(asking, fcntl.LOCK_SH)  # as read_holder, which has its answer when we wait
+    monkeypatch.setattr(time, "sleep", lambda _: os.close(asking))
+    with DaemonLock(path, clock):
+        assert read_holder(path) is not None
 
 
 def test_lock_of_a_killed_daemon_is_free(tmp_path: Path, clock: Any) -> None:
