@@ -1,6 +1,7 @@
 """A daemon of its own for a scenario: `mlpd serve` on a free port, stopped with the block."""
 
 import http.client
+import json
 import os
 import subprocess
 import sys
@@ -50,7 +51,8 @@ def serve(
         config = directory.with_name(f"{directory.name}.toml")
         lines = []
         for section, settings in given.items():
-            lines += [f"[{section}]", *(f"{name} = {value!r}" for name, value in settings.items())]
+            lines.append(f"[{section}]")  # of numbers, texts and truths JSON is TOML
+            lines += [f"{name} = {json.dumps(value)}" for name, value in settings.items()]
         config.write_text("\n".join(lines), "utf-8")
         command += ["--config", str(config)]
     log = directory.with_name(f"{directory.name}.log")

@@ -53,7 +53,7 @@ SMALL = Config(
     server=ServerConfig(port=0),
     storage=StorageConfig(map_bytes=1 << 30, compact_rows=10_000_000),
     serving=ServingConfig(rows_max=2_000, queue_rows_max=5_000, prediction_log_rows_max=5_000),
-    training=TrainingConfig(threads=1, nice=0),
+    training=TrainingConfig(threads=1, idle=False, nice=0),
 )
 """A daemon with small limits, which compacts when a test says so."""
 

@@ -106,8 +106,10 @@ class TrainingConfig:
     silence_timeout_us: int = 10 * MINUTE_US
     """A run without progress for this long is stopped."""
     memory_bytes_max: int = 8 * 1024**3
+    idle: bool = True
+    """The child gets the processor time that nobody else wants (on Linux): serving goes first."""
     nice: int = 10
-    """Niceness of the child: serving goes first."""
+    """Its niceness where it is not `idle`."""
 
 
 @dataclass(frozen=True, slots=True)

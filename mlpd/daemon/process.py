@@ -26,6 +26,8 @@ class Child:
     """One child process as an async context manager; leaving it stops the whole group.
 
     `request` must be msgpack types.  `log`: file for the child's stdout and stderr; None discards.
+    `idle`: it gets only the processor time that nobody else wants; where the system has no such
+    class (it is Linux's), and otherwise, `nice` tells its share.
     """
 
     def __init__(
@@ -34,11 +36,13 @@ class Child:
         request: Mapping[str, Any],
         *,
         nice: int = 5,
+        idle: bool = False,
         memory_bytes_max: int = 8 * 1024**3,
         log: Path | None = None,
         threads: int = 1,
     ) -> None:
-        guards = {"parent_pid": os.getpid(), "nice": nice, "memory_bytes_max": memory_bytes_max}
+        guards = {"parent_pid": os.getpid(), "memory_bytes_max": memory_bytes_max}
+        guards |= {"nice": nice, "idle": idle}
         self._entry = entry
         self._request = msgpack.packb({**request, **guards})
         self._log = log
@@ -62,7 +66,10 @@ class Child:
                 stdout=asyncio.subprocess.PIPE,
                 stderr=stderr,
                 env=self._environment(),
-                start_new_session=True,
+                # A group of its own to be ended by, but no session: where Linux groups sessions for
+                # their shares of the processors (sched_autogroup_enabled), niceness counts within
+                # a session alone, and the child would weigh as much as the daemon.
+                process_group=0,
             )
         stdin = self._process.stdin
         assert stdin is not None

@@ -87,6 +87,7 @@ class Reproduce:
                     "reproduce",
                     request,
                     nice=config.nice,
+                    idle=config.idle,
                     memory_bytes_max=config.memory_bytes_max,
                     threads=int(lineage.params["num_threads"]),
                 ) as child,

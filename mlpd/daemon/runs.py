@@ -403,7 +403,8 @@ class Runs:
             error = MlpdError(
                 "the run took too long, or was silent for too long, and was stopped",
                 code="run_timeout",
-                hint="See [training] timeout and silence_timeout.",
+                hint="See [training] timeout and silence_timeout; beside others that keep all "
+                "processors busy, idle = false.",
             )
         if not isinstance(error, MlpdError):
             _log.error("run %s failed", run.run_id, exc_info=error)

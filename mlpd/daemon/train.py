@@ -133,6 +133,7 @@ class Train:
                 "train",
                 request,
                 nice=config.nice,
+                idle=config.idle,
                 memory_bytes_max=config.memory_bytes_max,
                 log=log,
                 threads=config.threads,

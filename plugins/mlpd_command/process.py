@@ -40,7 +40,7 @@ def run_program(
 ) -> None:
     """Run `words` in `folder` to its end; what it prints goes to this process's log.
 
-    It inherits niceness and memory limit.  Each line that it prints is a sign of life; one that is
+    It inherits priority and memory limit.  Each line that it prints is a sign of life; one that is
     a JSON object is told as progress.  Raises DefinitionError(code="command_failed") unless it ends
     with status 0, MlpdError(code="run_timeout") after `timeout_s`.
     """

@@ -109,7 +109,7 @@ def starved(open_daemon: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     path.write_text(HOG)
 
     def opened(memory_mb: int) -> Any:
-        training = TrainingConfig(threads=1, nice=0, memory_bytes_max=memory_mb << 20)
+        training = TrainingConfig(threads=1, idle=False, nice=0, memory_bytes_max=memory_mb << 20)
         return open_daemon(config=Config(training=training, plugins=PluginsConfig((str(path),))))
 
     return opened

@@ -31,7 +31,7 @@ def config(tmp_path: Path) -> Config:
     packages = (REPOSITORY / "plugins" / name for name in ("mlpd_sklearn", "mlpd_command"))
     paths = tuple(map(str, (*packages, majority)))
     return Config(
-        training=TrainingConfig(threads=1, nice=0),
+        training=TrainingConfig(threads=1, idle=False, nice=0),
         plugins=PluginsConfig(paths, (f"ridge = {sys.executable} {SCRIPT}",)),
     )
 

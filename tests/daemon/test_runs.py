@@ -53,6 +53,10 @@ def training_children(parent: int) -> list[int]:
     return found
 
 
+def threads_of(pid: int) -> list[int]:
+    return [int(task.name) for task in Path(f"/proc/{pid}/task").iterdir()]
+
+
 async def queue_unseen(daemon: Daemon, job: str) -> Run:
     """Store a queued run that no worker has been told of."""
     run = daemon.runs.build(job, trigger="test")
@@ -85,7 +89,7 @@ async def test_a_cancel_that_meets_the_start_wins(
 async def test_two_workers_never_take_the_same_run(
     open_daemon: Any, trainable: Any, click_columns: Any
 ) -> None:
-    config = Config(training=TrainingConfig(threads=1, nice=0, concurrency=2))
+    config = Config(training=TrainingConfig(threads=1, idle=False, nice=0, concurrency=2))
     async with open_daemon(config=config) as daemon:
         await prepare(daemon, trainable, click_columns)
         run = await queue_unseen(daemon, "quick")
@@ -187,13 +191,34 @@ async def test_a_run_that_takes_too_long_is_ended_and_not_repeated(
     open_daemon: Any, trainable: Any, click_columns: Any, limit: str
 ) -> None:
     limits: dict[str, Any] = {limit: 20_000}  # less than a child takes to say its first word
-    config = Config(training=TrainingConfig(threads=1, nice=0, **limits))
+    config = Config(training=TrainingConfig(threads=1, idle=False, nice=0, **limits))
     async with open_daemon(config=config) as daemon:
         await prepare(daemon, trainable, click_columns)
         run = await run_job(daemon, "endless")
         assert (run.state, run.attempt) == (RunState.FAILED, 1)
         assert (run.error or {})["code"] == "run_timeout"
         assert not training_children(os.getpid())
+
+
+@pytest.mark.parametrize("idle", [True, False])
+async def test_a_run_stays_out_of_the_way_of_serving(
+    open_daemon: Any, trainable: Any, click_columns: Any, idle: bool
+) -> None:
+    """In the daemon's session: where Linux groups sessions, its niceness is void in another one."""
+    config = Config(training=TrainingConfig(threads=2, idle=idle, nice=7))
+    async with open_daemon(config=config) as daemon:
+        await prepare(daemon, trainable, click_columns)
+        run = await daemon.runs.enqueue("endless", trigger="test")
+        await until(lambda: daemon.runs.get(run.run_id).progress.get("round"))
+        [child] = training_children(os.getpid())
+        assert os.getsid(child) == os.getsid(0)
+        assert os.getpgid(child) == child != os.getpgid(0)
+        threads = threads_of(child)
+        assert len(threads) > 1
+        policy = os.SCHED_IDLE if idle else os.SCHED_OTHER
+        assert {os.sched_getscheduler(thread) for thread in threads} == {policy}
+        assert {os.getpriority(os.PRIO_PROCESS, thread) for thread in threads} == {7}
+        await daemon.runs.cancel(run.run_id)
 
 
 async def test_a_run_whose_child_was_killed_waits_before_it_is_tried_again(
