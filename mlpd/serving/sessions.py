@@ -30,6 +30,10 @@ from mlpd.serving.statistics import ModelStatistics, RunCost
 
 Floats = NDArray[np.float64]
 
+ROWS_AT_ONCE = 4_096
+"""Of more rows, parts are run one after the other: a graph may hold 1,000 numbers per row then.
+From 256 rows on a row costs the same, whatever their number."""
+
 
 class Scores(NamedTuple):
     """Raw scores and what the link made of them, both float64 [n, K]."""
@@ -90,6 +94,11 @@ class Session:
             bound = self._one_row.run(features)
             if bound is not None:
                 return bound
+        starts = range(0, len(features), ROWS_AT_ONCE)
+        parts = [self._run(features[start : start + ROWS_AT_ONCE]) for start in starts]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def _run(self, features: Floats) -> Floats:
         try:
             raw: Floats = self._inference.run([RAW_SCORE], {FEATURES: features})[0]
         except ORT_ERRORS as error:

@@ -1,4 +1,7 @@
-"""LightGBM to ONNX: one float64 TreeEnsemble whose raw scores are LightGBM's, bit for bit."""
+"""LightGBM to ONNX: one float64 TreeEnsemble whose raw scores are LightGBM's, bit for bit.
+
+Categories go into it as columns of their own: see `categories`.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlpd.core.errors import ValidationError
+from mlpd.training.categories import build_columns
 from mlpd.training.links import parse_link
 from mlpd.training.trees import MISSING_NONE, MISSING_ZERO, Tree, TreeModel, parse_model
 
@@ -22,6 +26,8 @@ _BRANCH_LEQ, _BRANCH_MEMBER = 0, 6  # enumeration of ai.onnx.ml 5
 _SUM, _NO_TRANSFORM = 1, 0
 _IR_VERSION, _OPSET, _ML_OPSET = 10, 21, 5
 _SMALL_SET = 31
+Places = Mapping[tuple[int, bytes], tuple[int, NDArray[np.float64]]]
+"""As `Columns.places`."""
 _LARGEST_SMALL_MEMBER = 30
 
 
@@ -80,8 +86,13 @@ def _build_model(model: TreeModel) -> "ModelProto":
 
     zero_is_missing = _zero_missing_features(model)
     nodes, constants = _zero_to_nan(zero_is_missing) if zero_is_missing.any() else ([], [])
-    nodes.append(_ensemble(model, source=nodes[-1].output[0] if nodes else INPUT))
     width = len(model.feature_names)
+    columns = build_columns(model.trees, width)
+    if columns is not None:
+        nodes += columns.nodes(INPUT, nodes[-1].output[0] if nodes else INPUT, "with_classes")
+        constants += columns.constants()
+    places = {} if columns is None else columns.places
+    nodes.append(_ensemble(model, places, source=nodes[-1].output[0] if nodes else INPUT))
     graph = helper.make_graph(
         nodes,
         "lightgbm",
@@ -95,14 +106,14 @@ def _build_model(model: TreeModel) -> "ModelProto":
     )
 
 
-def _ensemble(model: TreeModel, source: str) -> "NodeProto":
+def _ensemble(model: TreeModel, places: Places, source: str) -> "NodeProto":
     from onnx import helper  # noqa: PLC0415
     from onnx.numpy_helper import from_array  # noqa: PLC0415
 
     first_nodes = np.cumsum([0, *(max(len(t.split_feature), 1) for t in model.trees)])
     first_leaves = np.cumsum([0, *(len(t.leaf_value) for t in model.trees)])
     parts = [
-        _lay_out(tree, int(node), int(leaf))
+        _lay_out(tree, int(node), int(leaf), places)
         for tree, node, leaf in zip(model.trees, first_nodes[:-1], first_leaves[:-1], strict=True)
     ]
     columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
@@ -128,7 +139,9 @@ def _ensemble(model: TreeModel, source: str) -> "NodeProto":
     )
 
 
-def _lay_out(tree: Tree, first_node: int, first_leaf: int) -> dict[str, NDArray[Any]]:
+def _lay_out(
+    tree: Tree, first_node: int, first_leaf: int, places: Places
+) -> dict[str, NDArray[Any]]:
     """Return one tree's node attributes, its ids moved to where its nodes and leaves start."""
     if not len(tree.split_feature):
         return _stump(first_leaf)
@@ -142,8 +155,9 @@ def _lay_out(tree: Tree, first_node: int, first_leaf: int) -> dict[str, NDArray[
     missing_goes_left = np.where(
         tree.missing_type == MISSING_NONE, zero_goes_left, tree.default_left
     )
+    features, members = _test_sets(tree, places)
     return {
-        "nodes_featureids": tree.split_feature,
+        "nodes_featureids": features,
         "nodes_modes": np.where(categorical, _BRANCH_MEMBER, _BRANCH_LEQ).astype(np.uint8),
         "nodes_splits": splits,
         "nodes_truenodeids": left,
@@ -151,7 +165,7 @@ def _lay_out(tree: Tree, first_node: int, first_leaf: int) -> dict[str, NDArray[
         "nodes_falsenodeids": right,
         "nodes_falseleafs": (tree.right_child < 0).astype(np.int64),
         "nodes_missing_value_tracks_true": (missing_goes_left & ~categorical).astype(np.int64),
-        "membership_values": _members(tree),
+        "membership_values": members,
     }
 
 
@@ -170,11 +184,21 @@ def _stump(leaf: int) -> dict[str, NDArray[Any]]:
     }
 
 
-def _members(tree: Tree) -> NDArray[np.float64]:
-    """Return the categories of each member node in turn, every set closed by a NaN."""
-    sets = tree.threshold[tree.categorical].astype(int)
-    parts = [part for index in sets for part in (_spelled(tree.categories[index]), [np.nan])]
-    return np.concatenate(parts) if parts else np.array([], np.float64)
+def _test_sets(tree: Tree, places: Places) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
+    """Return what each node reads, and of each member node in turn what it tests for.
+
+    That is a column and its classes where the set has a place, else the feature and the categories
+    themselves.  Every set is closed by a NaN.
+    """
+    features = tree.split_feature.copy()
+    parts: list[NDArray[np.float64]] = [np.array([], np.float64)]
+    for node in np.flatnonzero(tree.categorical):
+        members = tree.categories[int(tree.threshold[node])]
+        place = places.get((int(features[node]), members.tobytes()))
+        if place is not None:
+            features[node] = place[0]
+        parts += [_spelled(members) if place is None else place[1], np.array([np.nan])]
+    return features, np.concatenate(parts)
 
 
 def _spelled(members: NDArray[np.int32]) -> NDArray[np.float64]:

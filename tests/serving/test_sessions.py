@@ -37,6 +37,20 @@ def test_a_row_scores_the_same_alone_and_in_any_batch(
     assert session.run(rows[100:200]).tobytes() == raw[100:200].tobytes()
 
 
+@pytest.mark.parametrize("count", [6, 7, 11])
+def test_many_rows_are_run_in_parts(
+    session: Session, some_rows: Rows, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    rows = some_rows(count)
+    expected = session.run(rows)
+    sizes, run = list[int](), session._run
+    monkeypatch.setattr("mlpd.serving.sessions.ROWS_AT_ONCE", 3)
+    monkeypatch.setattr(session, "_run", lambda part: sizes.append(len(part)) or run(part))
+    assert session.run(rows).tobytes() == expected.tobytes()
+    assert sum(sizes) == count
+    assert max(sizes) == 3
+
+
 def test_an_answer_is_not_changed_by_the_next_run(session: Session, some_rows: Rows) -> None:
     first, second = some_rows(1, seed=1), some_rows(1, seed=2)
     raw = session.run(first)

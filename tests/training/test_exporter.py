@@ -11,7 +11,9 @@ import pytest
 
 from mlpd.core.errors import ValidationError
 from mlpd.serving.link import Link
+from mlpd.training.categories import BLOCK, build_columns
 from mlpd.training.exporter import ZERO, effective_threshold, export_model
+from mlpd.training.trees import parse_model
 
 FUZZ_ROWS = 20_000
 ROWS, FEATURES = 3_000, 8
@@ -291,15 +293,39 @@ def test_a_feature_with_two_readings_of_zero_is_refused() -> None:
     assert refusal.value.code == "export_unsupported"
 
 
-def test_the_graph_is_one_float64_tree_ensemble_that_onnx_accepts() -> None:
-    exported = export_model(train_text("few categories"))
+@pytest.mark.parametrize(
+    ("bound", "value", "without"),
+    [("COLUMNS_MAX", BLOCK, {1, 2}), ("TABLE_BYTES_MAX", 80 * BLOCK * 8, {2})],
+)
+def test_sets_that_have_no_room_in_columns_are_tested_as_they_are(
+    bound: str,
+    value: int,
+    without: set[int],
+    monkeypatch: pytest.MonkeyPatch,
+    onnx_scores: Judge,
+    lightgbm_scores: Judge,
+) -> None:
+    kind = Kind({"objective": "binary"}, categories={0: 12, 1: 60, 2: 300})
+    text = _train(kind)
+    monkeypatch.setattr(f"mlpd.training.categories.{bound}", value)
+    columns = build_columns(parse_model(text).trees, FEATURES)
+    assert columns is not None
+    assert {feature for feature, _ in columns.places} == {0, 1, 2} - without
+    rows = fuzz(text, kind.categories)
+    assert_bits_equal(onnx_scores(export_model(text).onnx)(rows), lightgbm_scores(text)(rows))
+
+
+@pytest.mark.parametrize("name", ["numeric", "few categories", "zero is missing, categorical"])
+def test_the_graph_is_one_float64_tree_ensemble_that_onnx_accepts(name: str) -> None:
+    exported = export_model(train_text(name))
     model = onnx.load_from_string(exported.onnx)
     onnx.checker.check_model(model, full_check=True)
-    (node,) = model.graph.node
-    assert (node.op_type, node.domain) == ("TreeEnsemble", "ai.onnx.ml")
+    *before, node = model.graph.node
+    assert [(node.op_type, node.domain)] == [("TreeEnsemble", "ai.onnx.ml")]
+    assert bool(before) == bool(KINDS[name].categories)
     (source,), (target,) = model.graph.input, model.graph.output
-    for value, name, width in ((source, "features", FEATURES), (target, "raw_score", 1)):
-        assert value.name == name
+    for value, called, width in ((source, "features", FEATURES), (target, "raw_score", 1)):
+        assert value.name == called
         assert value.type.tensor_type.elem_type == onnx.TensorProto.DOUBLE
         assert value.type.tensor_type.shape.dim[1].dim_value == width
 
