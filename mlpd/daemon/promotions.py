@@ -14,7 +14,7 @@ from mlpd.core.errors import ConflictError
 from mlpd.daemon.publish import Publisher
 from mlpd.daemon.routes import Routes
 from mlpd.daemon.runs import Runs
-from mlpd.registry.records import CHALLENGER, CHAMPION
+from mlpd.registry.records import CHALLENGER, CHAMPION, Alias
 from mlpd.serving.paired import PairedDifference
 from mlpd.serving.shadow import ShadowRunner
 from mlpd.training.gates import Report, close_report, judge_shadow, shadow_rows
@@ -35,6 +35,8 @@ class Promotions:
         self._routes = routes
         self._publisher = publisher
         self._shadows = shadows
+        self._champions: dict[str, Alias] = {}
+        """By run that waits: the champion at the last look."""
 
     async def run_forever(self) -> None:
         """Look every few seconds; what fails, such as a write on a full disk, is tried again."""
@@ -50,7 +52,10 @@ class Promotions:
 
         One whose version passes and is to be a canary gets that.
         """
-        for run in await asyncio.to_thread(self._runs.undecided):
+        undecided = await asyncio.to_thread(self._runs.undecided)
+        waiting = {run.run_id for run in undecided}
+        self._champions = {k: v for k, v in self._champions.items() if k in waiting}
+        for run in undecided:
             assert run.result is not None, run
             if run.awaits_canary:
                 await self._runs.conclude(run.run_id, await self._begin_canary(run, run.result))
@@ -76,10 +81,15 @@ class Promotions:
             return done, "champion"
         if self._publisher.alias(model, CHALLENGER) != result["version"]:
             return close_report(report, "another version is the challenger by now"), "none"
-        champion = self._publisher.alias(model, CHAMPION)
-        if champion is None:
+        alias = self._publisher.find_alias(model, CHAMPION)
+        champion = None if alias is None else alias.version
+        if alias is None or champion is None:
             return close_report(report, "there is no champion any more"), "shadow"
-        paired = self._paired(f"{model}@{champion}", f"{model}@{result['version']}")
+        pair = f"{model}@{champion}", f"{model}@{result['version']}"
+        if self._champions.setdefault(run.run_id, alias) != alias:
+            self._champions[run.run_id] = alias
+            self._shadows.forget(*pair)  # of a champion that came back there may be some
+        paired = self._paired(*pair)
         if paired.n < (shadow_rows(report) or 0):
             return None
         # One look, at the first moment with enough rows: the intervals are for one.

@@ -13,7 +13,7 @@ from mlpd.core.errors import MlpdError, NotFoundError
 from mlpd.core.specs import JobSpec
 from mlpd.registry.lineage import Lineage
 from mlpd.registry.models import Registry
-from mlpd.registry.records import CHALLENGER, CHAMPION, Cause, ModelVersion
+from mlpd.registry.records import CHALLENGER, CHAMPION, Alias, Cause, ModelVersion
 from mlpd.training.gates import (
     Evidence,
     Report,
@@ -120,11 +120,16 @@ class Publisher:
 
     def alias(self, model: str, alias: str) -> int | None:
         """Return the version that an alias of a model points to, if any."""
+        found = self.find_alias(model, alias)
+        return None if found is None else found.version
+
+    def find_alias(self, model: str, alias: str) -> Alias | None:
+        """Return an alias of a model that points somewhere; equal to itself until it moves."""
         try:
             aliases = self._registry.aliases(model)
         except NotFoundError:
             return None
-        return {found.alias: found.version for found in aliases}.get(alias)
+        return next((found for found in aliases if found.alias == alias), None)
 
     def moved(self, run: Run, model: str, alias: str) -> Report | None:
         """Return the report with which a run moved an alias, whatever came of it since."""

@@ -152,12 +152,18 @@ class ShadowRunner:
             }
 
     def statistics(self) -> dict[ShadowPair, PairedDifference]:
-        """Return copies of the statistics of every pair since the start."""
+        """Return copies of the statistics of every pair, since the start or since `forget`."""
         with self._lock:
             return {
                 pair: PairedDifference.from_dict(found.to_dict())
                 for pair, found in self._pairs.items()
             }
+
+    def forget(self, primary: str, shadow: str) -> None:
+        """Let the statistics of the two, on every route, begin anew."""
+        with self._lock:
+            for pair in [p for p in self._pairs if (p.primary, p.shadow) == (primary, shadow)]:
+                del self._pairs[pair]
 
     def _loop(self) -> None:
         while not self._stopping.is_set():

@@ -126,6 +126,26 @@ async def test_a_shadow_is_promoted_once_it_has_scored_enough(
         assert daemon.runs.get(run.run_id) == ended
 
 
+async def test_a_champion_that_came_back_is_compared_anew(
+    daemon: Daemon, trainable: Any, click_columns: Any
+) -> None:
+    await shadowed(daemon, trainable, click_columns)
+    await score(daemon, 40)
+    await daemon.promotions.look()
+    for version in (2, 1):
+        cause = Cause("test")
+        await daemon.registry.move_alias("quick", "champion", version, cause, expected="any")
+    await score(daemon, 40)
+    await daemon.promotions.look()  # 80 rows were scored by both, but not beside one champion
+    assert alias_of(daemon, "champion") == 1
+    await score(daemon, 49)
+    await daemon.promotions.look()
+    assert alias_of(daemon, "champion") == 1
+    await score(daemon, 1)
+    await daemon.promotions.look()
+    assert alias_of(daemon, "champion") == 2
+
+
 async def test_a_shadow_that_differs_stays_a_shadow(
     daemon: Daemon, trainable: Any, click_columns: Any
 ) -> None:
