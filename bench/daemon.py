@@ -126,6 +126,13 @@ def memory_mb(pid: int, *, peak: bool = False) -> float:
     return kib * 1024 / 1e6
 
 
+def training_children(pid: int) -> list[int]:
+    """Return the ids of the children of a daemon that train."""
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    children = [child for task in tasks for child in (task / "children").read_text().split()]
+    return [int(c) for c in children if b"\0train\0" in Path(f"/proc/{c}/cmdline").read_bytes()]
+
+
 def _wait_ready(lock: Path, process: "subprocess.Popen[bytes]", started: float, log: Path) -> str:
     while process.poll() is None and time.perf_counter() - started < START_S:
         holder = read_holder(lock)

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 import msgpack
 
-from bench.daemon import Served, memory_mb, serve
+from bench.daemon import Served, memory_mb, serve, training_children
 from bench.load import Target
 from bench.options import Options
 from bench.turns import Case, alone
@@ -167,7 +167,7 @@ def _watched_training(pid: int) -> Iterator[dict[int, float]]:
     def watch() -> None:
         while not done.wait(_POLL_S):
             with contextlib.suppress(OSError, ValueError):  # one that has ended
-                for child in _training_children(pid):
+                for child in training_children(pid):
                     peaks[child] = memory_mb(child, peak=True)
 
     thread = threading.Thread(target=watch)
@@ -177,12 +177,6 @@ def _watched_training(pid: int) -> Iterator[dict[int, float]]:
     finally:
         done.set()
         thread.join()
-
-
-def _training_children(pid: int) -> list[int]:
-    tasks = Path(f"/proc/{pid}/task").iterdir()
-    children = [child for task in tasks for child in (task / "children").read_text().split()]
-    return [int(c) for c in children if b"\0train\0" in Path(f"/proc/{c}/cmdline").read_bytes()]
 
 
 def _put(found: Cases, name: str, **figures: float) -> None:

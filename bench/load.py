@@ -7,7 +7,7 @@ bare servers do to answer it, and would hide what lies between them and ours.
 import asyncio
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
@@ -117,10 +117,17 @@ async def connect(url: str) -> Connection:
     return connection
 
 
-async def run_round(target: Target, *, concurrency: int, seconds: float) -> Round:
+async def run_round(
+    target: Target,
+    *,
+    concurrency: int,
+    seconds: float,
+    ended: Callable[[], bool] | None = None,
+) -> Round:
     """Ask `target` with `concurrency` requests under way for `seconds`; all must be answered.
 
-    Raises RuntimeError for any answer but 200.
+    `ended` is asked before each request, and may end the round sooner.  Raises RuntimeError for any
+    answer but 200.
     """
     requests = target.requests()
     connections = [await connect(target.url) for _ in range(concurrency)]
@@ -129,7 +136,7 @@ async def run_round(target: Target, *, concurrency: int, seconds: float) -> Roun
     stop = started + seconds
 
     async def worker(connection: Connection, index: int) -> None:
-        while (asked := time.perf_counter()) < stop:
+        while (asked := time.perf_counter()) < stop and not (ended and ended()):
             status, answer = await connection.ask(requests[index % len(requests)])
             if status != 200:  # noqa: PLR2004 - OK
                 raise RuntimeError(f"{target.url}: {status} {answer[:300]!r}")
