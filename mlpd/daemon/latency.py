@@ -1,4 +1,4 @@
-"""How long a model takes for one row, beside the champion, in the child that trained it."""
+"""What one row costs a model, beside the champion, in the child that trained it."""
 
 import time
 
@@ -21,8 +21,9 @@ def measure_latency(
 ) -> dict[str, float]:
     """Return p50 and p99 of a row from vector to score in us; the champion's on its own rows.
 
-    The models take turns, and each figure is the median of five rounds: what else the machine does
-    hits both, and one round's bad luck neither.  About 0.1 s a model.
+    Processor time: the child gets what others leave of the processors, and how long it waits says
+    nothing of the model.  The models take turns, and each figure is the median of five rounds:
+    caches that others emptied hit both, and one round's bad luck neither.  About 0.1 s a model.
     """
     sides = [("", ours, rows)] + ([("champion_", *champion)] if champion else [])
     for _, session, some in sides:
@@ -51,7 +52,7 @@ def _time(session: Session, rows: Floats, calls: int) -> list[float]:
     took = []
     for call in range(calls):
         row = alone[call % len(alone)]
-        started_ns = time.perf_counter_ns()
+        started_ns = time.thread_time_ns()  # sessions run on the thread that calls them
         session.score(session.run(row))
-        took.append((time.perf_counter_ns() - started_ns) / 1000)
+        took.append((time.thread_time_ns() - started_ns) / 1000)
     return took
