@@ -76,7 +76,8 @@ def status(session: Session) -> None:
     known = fetch_map(session.client, session.url)
     with connections("mlpd shard status") as connect:
         newest, members = survey(known, connect)
-        begun = list(pending(newest, connect))
+        down = {member.url for member in members if member.state == "no answer"}
+        begun = list(pending(newest, connect, down))
     answer = {
         "cluster": newest.cluster,
         "epoch": newest.epoch,

@@ -6,13 +6,14 @@ where another one ended.  The order of steps, and why: docs/decisions/moving-slo
 
 import secrets
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 from mlpd.client.operations import Cluster
+from mlpd.client.topology import no_daemon
 from mlpd.cluster.members import Connect, Member, survey
 from mlpd.core.errors import ConflictError, InvalidRequestError, MlpdError
 from mlpd.core.shards import Shard, ShardMap, decode_map, format_runs, parse_runs
@@ -29,6 +30,8 @@ HOPELESS = frozenset(
 SKEW_S = 10.0
 """How far the source's clock may be ahead of the target's."""
 _SKEW_POLL_S = 0.02
+_NOTHING = object()
+"""Where an answer lacks what every daemon says."""
 
 Told = Callable[[str, int], None]
 """Called with what is done now, and rows that came over since the last call."""
@@ -131,19 +134,39 @@ def _losers_first(shard_map: ShardMap, connect: Connect, down: set[str]) -> list
     leaving = []
     for shard in others:
         with suppress(MlpdError):
-            if connect(shard.url).cluster.moves()["leaving"] is not None:
+            if _leaving(shard, connect) is not None:
                 leaving.append(shard)
     first = [shard_map.arbiter] if shard_map.arbiter.url not in down else []
     return [*first, *leaving, *(shard for shard in others if shard not in leaving)]
 
 
-def pending(shard_map: ShardMap, connect: Connect) -> Iterator[Part]:
-    """Yield the moves that are under way."""
+def pending(shard_map: ShardMap, connect: Connect, down: Collection[str] = ()) -> Iterator[Part]:
+    """Yield the moves that are under way at the shards that answer; those `down` aren't asked.
+
+    Raises UnavailableError(code="no_daemon") for a member at whose URL something else answers: it
+    may take part in a move, and nobody could tell.
+    """
     for shard in shard_map.shards:
-        with suppress(MlpdError):
-            note = connect(shard.url).cluster.moves()["leaving"]
-            if note is not None:
-                yield Part(shard.name, note["shard"], note["slots"], 0, note["move"], note["state"])
+        if shard.url in down:
+            continue
+        try:
+            note = _leaving(shard, connect)
+        except MlpdError as error:
+            if error.code == "no_daemon":
+                raise
+            continue
+        if note is not None:
+            yield Part(shard.name, note["shard"], note["slots"], 0, note["move"], note["state"])
+
+
+def _leaving(shard: Shard, connect: Connect) -> Mapping[str, Any] | None:
+    """Return what leaves a shard; raises UnavailableError(code="no_daemon") for a stranger."""
+    found = connect(shard.url).cluster.moves()
+    note = found.get("leaving", _NOTHING) if isinstance(found, Mapping) else _NOTHING
+    is_note = isinstance(note, Mapping) and note.keys() >= {"move", "slots", "shard", "state"}
+    if note is not None and not is_note:
+        raise no_daemon(shard.url)
+    return cast("Mapping[str, Any] | None", note)
 
 
 def plan_moves(

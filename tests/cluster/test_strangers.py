@@ -12,6 +12,8 @@ from click.testing import CliRunner
 
 from mlpd.cli.main import main
 from mlpd.client import Client
+from mlpd.cluster.members import connections
+from mlpd.cluster.moving import spread
 from mlpd.cluster.router.app import Router, RouterConfig
 from mlpd.core.errors import UnavailableError
 from tests.cluster import moving as t
@@ -62,6 +64,28 @@ def test_a_stranger_is_no_member_and_becomes_none(
         assert "[internal]" not in found.output, found.output
     assert t.map_at(three[0].url) == made
     assert json.loads(mlpd.invoke(main, ["shard", "status", "--json"]).output)["epoch"] == 1
+
+
+def test_a_stranger_in_the_place_of_a_member_is_named_and_nothing_moves(
+    three: Any, cluster_module: Any, stranger: str
+) -> None:
+    m = cluster_module
+    shards = [m.Shard("a", three[0].url), m.Shard("b", three[1].url), m.Shard("c", stranger)]
+    made = m.first_map("0f" * 16, shards)
+    for shard in shards[:2]:
+        with Client(shard.url) as client:
+            client.cluster.put_map(made.to_dict(), shard=shard.name, expected=0)
+    mlpd = CliRunner(env={"COLUMNS": "200", "MLPD_URL": three[0].url})
+    for words in (["move", "0-99", "--to", "b", "--yes"], ["cancel", "--yes"]):
+        found = mlpd.invoke(main, ["shard", *words])
+        assert found.exit_code == 1, found.output
+        assert f"what answers at {stranger} is no mlpd daemon" in found.output.replace("\n", " ")
+    status = json.loads(mlpd.invoke(main, ["shard", "status", "--json"]).output)
+    assert [one["state"] for one in status["shards"]] == ["ok", "ok", "no answer"]
+    assert t.map_at(three[0].url) == made
+    with connections("test") as connect:  # what a command tells all of a map passes it over
+        assert spread(made.next(made.shards, made.owners), connect) in (["c"], [])
+    assert [t.map_at(edge.url).epoch for edge in three[:2]] == [2, 2]
 
 
 def test_a_client_of_strangers_says_so(stranger: str) -> None:
