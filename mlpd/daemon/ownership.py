@@ -199,9 +199,10 @@ class Ownership:
     def check_views(self, catalog: Catalog, new: Iterable[tuple[ViewSpec, EntitySpec]]) -> None:
         """Raise DefinitionError(code="new_entity") for views that this shard can't build.
 
-        `new`: views of sources that have events.
+        `new`: views of sources that have events.  Also once all slots are here, if some came from
+        elsewhere: events came with the slots of entities that were known then.
         """
-        if self.part is None:
+        if self.part is None and not self.has_lineage:
             return
         for view, wanted in new:
             source, known = view.source, concerned_by(catalog, view.source)
@@ -209,7 +210,8 @@ class Ownership:
                 names = ", ".join(entity.name for entity in known) or "none"
                 raise DefinitionError(
                     f"view {view.name!r}: no view of source {source!r} has the entity "
-                    f"{wanted.name!r} yet, so events of its keys lie on other shards",
+                    f"{wanted.name!r} yet, so events of its keys lie on other shards, or came "
+                    "from there for other entities",
                     code="new_entity",
                     hint=f"Known here: {names}. Views of new entities need a source without "
                     "events on a cluster of several shards.",
@@ -217,13 +219,6 @@ class Ownership:
 
     def check_whole(self, what: str) -> None:
         """Raise ConflictError(code="several_shards") for what needs all events in one place."""
-        if self.part is None and self.has_lineage:
-            raise ConflictError(
-                f"{what} reads events of a log, and slots have moved here from another one",
-                code="several_shards",
-                hint="An event may lie here twice, for other slots each; it can't be trained on "
-                "yet: mlpd events export and import them into a daemon of its own.",
-            )
         if self.part is not None:
             raise ConflictError(
                 f"{what} needs all events, and this is one of "

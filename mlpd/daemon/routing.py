@@ -1,11 +1,11 @@
 """Routing as it is here: which entities the events, services and routes that run concern."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mlpd.core.columns import Columns
+from mlpd.core.columns import Column
 from mlpd.core.errors import MlpdError
 from mlpd.core.routing import NO_SLOT, Entities, Routing, distinct, home_slot, key_slots
 from mlpd.core.specs import Closure, EntitySpec
@@ -19,7 +19,7 @@ def concerned_by(catalog: Catalog, source: str) -> Entities:
 
 
 def concerned_slots(
-    source: str, entities: Entities, columns: Columns, rows: int
+    source: str, entities: Entities, columns: Mapping[str, Column], rows: int
 ) -> NDArray[np.int64]:
     """Return the slots that events concern, int64 [entities + 1, rows]; NO_SLOT where none.
 

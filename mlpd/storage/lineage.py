@@ -100,6 +100,16 @@ class Lineage:
         imported = self._sets[self._of[at], slots] & (sequences > self._since[slots])
         return np.where(is_marked, imported, sequences > self._live_from[slots])
 
+    def brought_for_others(self, slots: Int64s, sequences: Int64s) -> NDArray[np.bool_]:
+        """Tell of which rows an import that counts brought the event, but not for its `slots`."""
+        if not len(self._firsts):
+            return np.zeros(len(sequences), np.bool_)
+        at = np.searchsorted(self._firsts, sequences, "right") - 1
+        is_marked = (at >= 0) & (sequences <= self._lasts[at])
+        is_live: NDArray[np.bool_] = np.any(self._sets, axis=1)
+        answer: NDArray[np.bool_] = is_marked & is_live[self._of[at]]
+        return answer & ~self._sets[self._of[at], slots]
+
     def is_whole(self, slots: Int64s, sequences: Int64s) -> NDArray[np.bool_]:
         """Tell where a number of this log tells all that a slot had seen: not before it came."""
         answer: NDArray[np.bool_] = self._live_from[slots] <= sequences

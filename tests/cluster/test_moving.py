@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mlpd import Aggregate, WindowView
+from mlpd import Aggregate, Entity, FeatureView, Job, Spine, WindowView
 from mlpd.client import Client
 from mlpd.cluster.members import connections
 from mlpd.cluster.moving import carry_out, newest_map, plan_moves, wanted_moves
 from mlpd.cluster.placement import first_map
 from mlpd.core.columns import DType
 from mlpd.core.definitions import build_document
-from mlpd.core.errors import ConflictError
+from mlpd.core.errors import ConflictError, MlpdError
 from mlpd.core.hashing import slot_of
 from mlpd.core.keys import encode_entity
 from mlpd.core.shards import Shard
@@ -225,6 +225,45 @@ def test_what_the_new_owner_serves_is_recomputed_to_the_bit(
     assert found["unavailable"] == 0
     with pytest.raises(ConflictError, match="can't be moved yet"):
         move(made, slots, "c")
+
+
+def test_what_was_gathered_on_one_daemon_is_trained_on_as_if_it_had_always_been_there(
+    three: Any, trio: Any, cluster_module: Any
+) -> None:
+    """Most events have come twice or thrice, for other slots each; as rows they count once."""
+    m = cluster_module
+    made = filled(m, three, m.sale_columns())
+    for name in "bc":
+        move(made, made.slots_of(name), "a")
+        made = map_at(m, three[0])
+    with Client(trio.single.url) as one, Client(three[0].url) as client:
+        assert client.status()["sequence"] > one.status()["sequence"]
+        run = client.runs.wait(client.runs.start("person")["run_id"], timeout_s=50)
+        assert run["state"] == "succeeded", run["error"]
+        ours, theirs = (c.models.version("person", 1) for c in (client, one))
+        for name in ("rows", "vectors_digest", "metrics"):
+            assert ours["lineage"][name] == theirs["lineage"][name], name
+        by_both = Entity("pair", {"user": "string", "shop": "int64"})
+        pairs = FeatureView("p", by_both, m.sales, ["amount"])
+        with pytest.raises(MlpdError) as refused:  # their events came for users and shops alone
+            client.plan(build_document([*m.OBJECTS, by_both, pairs]))
+        assert refused.value.code == "new_entity"
+
+
+def test_copies_of_events_that_no_view_tells_apart_any_more_are_not_trained_on(
+    three: Any, cluster_module: Any
+) -> None:
+    m = cluster_module
+    made = filled(m, three, m.sale_columns(100))
+    for name in "bc":
+        move(made, made.slots_of(name), "a")
+        made = map_at(m, three[0])
+    blind = Job("blind", m.bare, Spine(m.sales, time="shown_at"), label="bought")
+    with Client(three[0].url) as client:
+        client.apply(build_document([m.sales, m.bare, blind]))
+        run = client.runs.wait(client.runs.start("blind")["run_id"], timeout_s=50)
+    assert run["state"] == "failed"
+    assert run["error"]["code"] == "several_shards", run
 
 
 def test_a_prediction_is_recomputed_only_where_all_that_it_saw_is_numbered(tmp_path: Path) -> None:
