@@ -9,8 +9,9 @@ from mlpd.core.errors import MlpdError, OverloadedError, UnavailableError
 ATTEMPTS_MAX = 4
 PAUSE_S = 0.05
 PAUSE_MAX_S = 5.0
-SLOTS_MOVING = "slots_moving"
-"""Code of what a shard answers while slots move: it passes by itself, and says when."""
+PASSING = frozenset(("slots_moving", "map_behind"))
+"""Codes of what a shard answers while slots move, or before it heard that they have: both pass by
+themselves, say when to come back, and nothing was done."""
 MOVING_ATTEMPTS_MAX = 40
 """Some five seconds: a pause takes a tenth of one, on a crowded machine more."""
 BUDGET_MAX = 10.0
@@ -39,7 +40,7 @@ class Retries:
         `attempt` counts from 1; `left_s` is the time left for the whole call.  Waits what the
         server advised, else 50 ms doubled with each attempt, with up to half of it by chance.
         """
-        is_moving = error.code == SLOTS_MOVING
+        is_moving = error.code in PASSING
         refused = is_moving or isinstance(error, OverloadedError)
         retriable = refused or (request.repeatable and error.status == UnavailableError.status)
         spent = attempt >= ATTEMPTS_MAX or self._budget < 1.0

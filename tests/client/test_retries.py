@@ -3,7 +3,7 @@
 import pytest
 
 from mlpd.client.requests import Request
-from mlpd.client.retries import ATTEMPTS_MAX, BUDGET_MAX, Retries
+from mlpd.client.retries import ATTEMPTS_MAX, BUDGET_MAX, MOVING_ATTEMPTS_MAX, Retries
 from mlpd.core.errors import (
     ConflictError,
     DeadlineExceededError,
@@ -70,3 +70,13 @@ def test_the_budget_bounds_retries_and_successes_refill_it() -> None:
         policy.succeeded()
     allowed = sum(policy.pause_s(READ, error, 1, 60.0) is not None for _ in range(100))
     assert allowed == 2
+
+
+@pytest.mark.parametrize("code", ["slots_moving", "map_behind"])
+def test_what_passes_by_itself_is_waited_for_at_no_cost(code: str) -> None:
+    policy = retries()
+    error = UnavailableError("wait", code=code, details={"retry_after_s": 0.05})
+    for attempt in range(1, MOVING_ATTEMPTS_MAX):
+        assert policy.pause_s(PREDICT, error, attempt, 60.0) == 0.05
+    assert policy.pause_s(PREDICT, error, MOVING_ATTEMPTS_MAX, 60.0) is None
+    assert policy.pause_s(READ, UnavailableError("down"), 1, 60.0) is not None
