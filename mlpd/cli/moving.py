@@ -249,6 +249,7 @@ def _moved(one: "Moved") -> dict[str, Any]:
         **_shown(one.part),
         "epoch": one.epoch,
         "events": one.events,
+        "predictions": one.predictions,
         "pause_s": round(one.pause_s, 4),
         "seconds": round(one.seconds, 3),
     }
@@ -287,9 +288,10 @@ def _print_done(answer: dict[str, Any]) -> None:
     if moved:
         longest = max(one["pause_s"] for one in moved)
         events = sum(one["events"] for one in moved)
+        predictions = sum(one["predictions"] for one in moved)
         print_lines(
             "",
-            f"Moved {answer['slots']:,} slots and {events:,} events in "
-            f"{sum(one['seconds'] for one in moved):.1f} s; the longest pause took "
+            f"Moved {answer['slots']:,} slots, {events:,} events and {predictions:,} predictions "
+            f"in {sum(one['seconds'] for one in moved):.1f} s; the longest pause took "
             f"{longest * 1000:.0f} ms. The map is of epoch {answer['epoch']}.",
         )

@@ -493,11 +493,15 @@ class Cluster(_Group[A, Text, Frame, Binary]):
         """Return the next `chunk` of the history of slots that leave."""
         return self._move("history", move=move, after=after)
 
+    def predictions(self, move: str, after: str) -> A:
+        """Return the next `chunk` of the prediction log of slots that leave."""
+        return self._move("predictions", move=move, after=after)
+
     def arrive(self, step: str, move: str, **fields: Any) -> A:
         """Take a step of the target.
 
-        begin (`slots`, `shard`, `definitions`, `size_bytes`, `dry_run`), seal (`through`,
-        `horizons`), cancel, finish.
+        begin (`slots`, `shard`, `definitions`, `experiments`, `size_bytes`, `dry_run`), seal
+        (`through`, `served`, `horizons`, `experiments`), cancel, finish.
         """
         return self._move("arriving", step=step, move=move, **fields)
 

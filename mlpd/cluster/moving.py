@@ -17,16 +17,19 @@ from mlpd.client.topology import no_daemon
 from mlpd.cluster.members import Connect, Member, survey
 from mlpd.core.errors import ConflictError, InvalidRequestError, MlpdError
 from mlpd.core.shards import Shard, ShardMap, decode_map, format_runs, parse_runs
+from mlpd.daemon.moved_predictions import peek
 
 TAIL_ROWS = 200
 """What came during a round is the tail if it is one chunk with fewer rows: the pause brings it."""
 HOPELESS = frozenset(
     (
-        *("checksum_differs", "definitions_changed", "slots_hold_predictions"),
+        *("checksum_differs", "definitions_changed", "experiments_differ"),
         *("several_entities", "too_many_rows"),
     )
 )
 """What is found out in the pause and doesn't pass: the move is cancelled."""
+COMPARED = ("digest", "rows", "served", "predictions")
+"""Of both sides' digests."""
 SKEW_S = 10.0
 """How far the source's clock may be ahead of the target's."""
 _SKEW_POLL_S = 0.02
@@ -78,6 +81,7 @@ class Moved:
     part: Part
     epoch: int
     events: int
+    predictions: int
     pause_s: float
     seconds: float
 
@@ -303,7 +307,7 @@ class _Move:
         self._url = shard_map.shard(part.source).url
         self._source = connect(self._url).cluster
         self._target = connect(shard_map.shard(part.target).url).cluster
-        self._rows = 0
+        self._rows = self._predictions = 0
 
     def run(self) -> Moved:
         part, began_s = self._part, time.monotonic()
@@ -327,14 +331,14 @@ class _Move:
         self._target.arrive("finish", part.move)
         self._source.leave("finish", part.move)
         seconds = time.monotonic() - began_s
-        return Moved(part, self.shard_map.epoch, self._rows, pause_s, seconds)
+        done = self.shard_map.epoch, self._rows, self._predictions
+        return Moved(part, *done, pause_s, seconds)
 
     def _begin(self) -> Mapping[str, Any]:
         part = self._part
         fields = {"slots": part.slots}
-        note: Mapping[str, Any] = self._source.leave(
-            "begin", part.move, shard=part.target, **fields
-        )["leaving"]
+        begun = self._source.leave("begin", part.move, shard=part.target, **fields)
+        note: Mapping[str, Any] = begun["leaving"]
         if note["state"] == "cancelling":
             raise ConflictError(
                 "the move is being cancelled",
@@ -343,20 +347,23 @@ class _Move:
             )
         arriving = self._target.arrive(
             "begin", part.move, shard=part.source, definitions=note["definitions"],
-            size_bytes=self._size_bytes, **fields,
+            experiments=begun["experiments"], size_bytes=self._size_bytes, **fields,
         )["arriving"]  # fmt: skip
-        self._through, self._rows = arriving["through"], arriving["rows"]
+        self._note(arriving)
         self._sealed = arriving["state"] == "sealed"
         return note
 
     def _copy_before_the_pause(self) -> None:
         """Bring history over in rounds, each up to the newest event, until little came meanwhile.
 
-        A chunk without rows is no sign of that: the slots may have none in 5,000 records.
+        A chunk without rows is no sign of that: the slots may have none in 5,000 records.  So too
+        with predictions.
         """
         while True:
             newest, rows = self._connect(self._url).status()["sequence"], self._rows
-            if self._copy(newest) <= 1 and self._rows - rows < TAIL_ROWS:
+            if self._copy(newest) > 1 or self._rows - rows >= TAIL_ROWS:
+                continue
+            if self._copy_predictions() <= 1:
                 return
 
     def _copy(self, through: int) -> int:
@@ -366,9 +373,27 @@ class _Move:
             chunk = self._source.history(self._part.move, self._through)["chunk"]
             arriving = self._take(chunk)
             self._told("copying", arriving["rows"] - self._rows)
-            self._through, self._rows = arriving["through"], arriving["rows"]
+            self._note(arriving)
             chunks += 1
         return chunks
+
+    def _copy_predictions(self) -> int:
+        """Bring predictions over up to the newest; return in how many chunks."""
+        chunks, done = 0, False
+        while not done:
+            chunk = self._source.predictions(self._part.move, self._served)["chunk"]
+            needs, done = peek(chunk)
+            self._copy(needs)  # the events that they saw come first
+            before = self._predictions
+            self._note(self._take(chunk))
+            self._told("copying predictions", self._predictions - before)
+            chunks += 1
+        return chunks
+
+    def _note(self, arriving: Mapping[str, Any]) -> None:
+        """Note how far the target is."""
+        self._through, self._rows = arriving["through"], arriving["rows"]
+        self._served, self._predictions = arriving["served"], arriving["predictions"]
 
     def _take(self, chunk: bytes) -> Mapping[str, Any]:
         """Store a chunk; an event that the target's clock has not come to yet waits for it."""
@@ -398,17 +423,21 @@ class _Move:
         """Stop writes, bring over what is left, and compare."""
         part = self._part
         self._told("pausing", 0)
-        sequence = self._source.leave("pause", part.move)["leaving"]["sequence"]
+        paused = self._source.leave("pause", part.move)
+        sequence = paused["leaving"]["sequence"]
         if not self._sealed:
             self._copy(sequence)
+            self._copy_predictions()
         ours = self._source.digest(part.slots)
-        self._target.arrive("seal", part.move, through=sequence, horizons=ours["horizons"])
+        self._target.arrive(
+            "seal", part.move, through=sequence, horizons=ours["horizons"],
+            served=self._served, experiments=paused["experiments"],
+        )  # fmt: skip
         theirs = self._target.digest(part.slots, ours["at"])
-        if (ours["digest"], ours["rows"]) != (theirs["digest"], theirs["rows"]):
+        if any(ours[name] != theirs[name] for name in COMPARED):
             raise ConflictError(
                 f"slots {part.slots[:60]} read otherwise at {part.target} than at {part.source}: "
-                f"{theirs['rows']} rows of digest {theirs['digest']}, not {ours['rows']} of "
-                f"{ours['digest']}",
+                f"{_described(theirs)}, not {_described(ours)}",
                 code="checksum_differs",
                 hint="The move was cancelled, nothing changed; mlpd fsck --deep tells which of the "
                 "two differs from its log.",
@@ -430,6 +459,13 @@ class _Move:
                 return
             arbiter = self.shard_map.arbiter.url
             current = decode_map(self._connect(arbiter).cluster.map()["map"])
+
+
+def _described(found: Mapping[str, Any]) -> str:
+    return (
+        f"{found['rows']} rows of digest {found['digest']}, {found['predictions']} predictions and "
+        f"labels of {found['served']}"
+    )
 
 
 def set_map(shard_map: ShardMap, connect: Connect) -> bool:

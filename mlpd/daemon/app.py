@@ -62,6 +62,7 @@ from mlpd.daemon.publish import Publisher
 from mlpd.daemon.quality import Quality
 from mlpd.daemon.read import Read
 from mlpd.daemon.read_pool import ReadPool
+from mlpd.daemon.recount import Recount
 from mlpd.daemon.reproduce import Reproduce
 from mlpd.daemon.retention import Retention
 from mlpd.daemon.route_store import RouteStore
@@ -93,6 +94,7 @@ from mlpd.storage.environment import Environment
 from mlpd.storage.files import DataDirectory, make_dirs
 from mlpd.storage.lock import DaemonLock
 from mlpd.storage.map_store import FileMapStore
+from mlpd.storage.moved_keys import PREDICTION
 from mlpd.storage.segments import load_manifests, sizes_by_source
 from mlpd.storage.whole import refuse_incomplete
 from mlpd.storage.writer import Writer
@@ -107,6 +109,9 @@ FLUSH_S = 0.05
 
 RETAIN_S = 600.0
 """How often what is too old is looked for."""
+
+RETAIN_MOVING_S = 10.0
+"""How often, while slots move, whether they still do."""
 
 _BUSY_ROWS = 256
 """Waiting rows from which on shadows pause."""
@@ -163,8 +168,9 @@ class Daemon:
         self._build_watching()
         self._build_training()
         moving = self.environment, self.writer, self.state, self.ownership, paths
-        self.departures = Departures(*moving, self.predictions)
-        self.arrivals = Arrivals(*moving)
+        along = self.experiments, self.recount
+        self.departures = Departures(*moving, *along, self.predictions, self.compactor)
+        self.arrivals = Arrivals(*moving, *along)
         violations = Violations(config.monitoring.redact)
         self.ingest = Ingest(
             self.writer, self.state, self.monitor.freshness, violations, self.ownership
@@ -208,10 +214,20 @@ class Daemon:
         ids = PredictionIds()
         performance = PerformanceTable()
         self.bandits = Bandits(self.experiments, self.clock)
-        self.outcomes = Outcomes(performance, self.experiments, ids)
-        rows_max = self.config.serving.prediction_log_rows_max
-        self.predictions = PredictionLog(self.writer, rows_max, self.outcomes.joined)
-        self.unit_outcomes = UnitOutcomes(self.experiments, self.environment, self.writer)
+        self.outcomes = Outcomes(performance, self.experiments)
+        self.predictions = PredictionLog(
+            self.writer,
+            self.config.serving.prediction_log_rows_max,
+            self.outcomes.joined,
+            lambda txn, keys: self.ownership.note_changed(txn, PREDICTION, keys),
+        )
+        self.unit_outcomes = UnitOutcomes(
+            self.experiments, self.environment, self.writer, self.ownership
+        )
+        self.recount = Recount(
+            *(self.environment, self.ownership, self.predictions),
+            *(self.outcomes, self.unit_outcomes),
+        )
         self.watch = ExperimentWatch(self.experiments, self.environment, self.writer, self.clock)
         self.monitor = Monitor(
             self.environment,
@@ -297,6 +313,7 @@ class Daemon:
             *(self.environment, self.writer, self.predictions, self.compactor, self.paths),
             self.config.predictions.file_rows,
             self.clock,
+            lambda: self.ownership.is_moving,
         )
         self.backup = Backup(
             self.environment,
@@ -452,6 +469,7 @@ class Daemon:
         self._tasks = [
             rebuilding,
             asyncio.create_task(self._retain_forever(rebuilding)),
+            asyncio.create_task(self.recount.run_forever()),
             asyncio.create_task(self.dropped.run_forever()),
             asyncio.create_task(self.erase.resume_forever()),
             asyncio.create_task(self.expire.run_forever()),
@@ -534,8 +552,7 @@ class Daemon:
         }
 
     async def _rebuild(self) -> None:
-        rows = await self.outcomes.rebuild(self.environment)
-        await self.unit_outcomes.rebuild()
+        rows = await self.recount.start()
         if rows:
             _log.info("rebuilt performance and experiments from %d predictions", rows)
 
@@ -552,6 +569,9 @@ class Daemon:
         await asyncio.wait([rebuilding])  # what it reads must not go away under it
         while True:
             try:
+                if self.ownership.is_moving:  # what goes meanwhile would come back there
+                    await asyncio.sleep(RETAIN_MOVING_S)
+                    continue
                 await self.retention.run()
                 kept_us = self.config.predictions.retention_us
                 await self.prediction_files.remove_old(self.clock() - kept_us)

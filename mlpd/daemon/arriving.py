@@ -5,18 +5,21 @@ Each step is one transaction, and may be asked for again.
 
 import asyncio
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
+import msgpack
 import numpy as np
 
 from mlpd.core.columns import Columns
 from mlpd.core.errors import ConflictError, MlpdError, StorageFullError, ValidationError
 from mlpd.core.shards import parse_runs
+from mlpd.daemon.experiments import Coming, Experiments
 from mlpd.daemon.leaving import (
     check_definitions,
-    digest_of,
+    definitions_digest,
     move_done,
     no_move,
     show_moves,
@@ -24,10 +27,14 @@ from mlpd.daemon.leaving import (
     write_move,
 )
 from mlpd.daemon.moved_events import Received, decode_chunk
-from mlpd.daemon.moved_rows import holds_any, remove_rows
+from mlpd.daemon.moved_predictions import Served, decode_served
+from mlpd.daemon.moved_rows import FEATURES, SERVED, holds_any, remove_rows
 from mlpd.daemon.ownership import Ownership
 from mlpd.daemon.part import Moves
+from mlpd.daemon.recount import Recount
+from mlpd.daemon.served_left import note_left
 from mlpd.daemon.state import CatalogState
+from mlpd.daemon.took_predictions import Mapped, map_rows, remove_outcomes, store_rows
 from mlpd.features.catalog import Catalog
 from mlpd.features.event_ids import remember_ids
 from mlpd.features.ingest import apply_batch, conform
@@ -38,8 +45,8 @@ from mlpd.storage.files import DataDirectory
 from mlpd.storage.horizons import Horizon, move_horizon
 from mlpd.storage.lineage import Import, next_number, read_imports
 from mlpd.storage.log import LogRecord, RecordKind, append
+from mlpd.storage.moved_keys import OUTCOMES, SEQUENCES, UNITS, note_sequences, remove_list
 from mlpd.storage.moves_store import Arriving, load_arriving, load_leaving, store_arriving
-from mlpd.storage.tables import Table
 from mlpd.storage.transactions import WriteTransaction
 from mlpd.storage.writer import Writer
 
@@ -57,12 +64,16 @@ class Arrivals:
         state: CatalogState,
         ownership: Ownership,
         paths: DataDirectory,
+        experiments: Experiments,
+        recount: Recount,
     ) -> None:
         self._environment = environment
         self._writer = writer
         self._state = state
         self._ownership = ownership
         self._paths = paths
+        self._experiments = experiments
+        self._recount = recount
 
     async def begin(
         self,
@@ -71,25 +82,31 @@ class Arrivals:
         shard: str,
         *,
         definitions: str,
+        experiments: Mapping[str, str] | None = None,
         size_bytes: int = 0,
         dry_run: bool = False,
     ) -> dict[str, Any]:
-        """Begin to take slots from a shard.
+        """Begin to take slots from a shard.  `experiments`: digests of those with units there.
 
-        Raises ConflictError: `move_under_way`, `owned_already`, `definitions_differ`, `no_cluster`;
-        NotFoundError(code="unknown_shard"), StorageFullError(code="target_full").
+        Raises ConflictError: `move_under_way`, `owned_already`, `definitions_differ`,
+        `experiments_differ`, `no_cluster`; NotFoundError(code="unknown_shard"), StorageFullError(
+        code="target_full").
         """
         slots = tuple(parse_runs(text))
         self._ownership.check_member(shard)
         asked = (self._ownership.moves.arriving, move, slots, shard, definitions)
         self._check_new(*asked)
+        self._experiments.check_same(experiments or {})
         await asyncio.to_thread(self._check_room, size_bytes)
         if dry_run:
             return self.show()
         with self._environment.snapshot() as snapshot:
-            left = holds_any(snapshot, (Table.ONLINE, Table.TILES), slots)
-        if left and self._ownership.moves.arriving is None:  # of a move that was cancelled
-            await remove_rows(self._writer, slots)
+            left = holds_any(snapshot, (*FEATURES, *SERVED), slots)
+        if self._ownership.moves.arriving is None:  # what is there is of a move that was cancelled
+            await self._remove_lists()
+            if left:
+                await self._writer.write(lambda txn: note_left(txn, slots))
+                await remove_rows(self._writer, slots)
 
         def begin(txn: WriteTransaction) -> None:
             if self._check_new(load_arriving(txn), move, slots, shard, definitions):
@@ -102,32 +119,66 @@ class Arrivals:
         return self.show()
 
     async def take(self, move: str, data: bytes) -> dict[str, Any]:
-        """Append a chunk of history, and update rows and tiles; what came before is passed over.
+        """Store a chunk of history or of the prediction log; what came before is passed over.
 
-        Raises ValidationError(code="damaged_chunk") and "known_time_ahead", ConflictError(
-        code="import_gap", "move_state").
+        Of history rows and tiles are updated.  Raises ValidationError(code="damaged_chunk") and
+        "known_time_ahead", ConflictError(code="import_gap", "move_state").
         """
-        try:
-            chunk = await asyncio.to_thread(decode_chunk, data)
-        except (MlpdError, ValueError, KeyError, TypeError, IndexError) as error:
-            raise ValidationError(
-                f"the history that came is damaged: {error}", code="damaged_chunk"
-            ) from None
-        await self._write(lambda txn: self._take(txn, _of(load_arriving(txn), move), chunk))
+        with _damaged():
+            chunk = await asyncio.to_thread(_decode, data)
+        if isinstance(chunk, Served):
+            await self._take_served(move, chunk)
+        else:
+            await self._write(lambda txn: self._take(txn, _of(load_arriving(txn), move), chunk))
         return self.show()
 
-    async def seal(self, move: str, through: int, horizons: Mapping[str, int]) -> dict[str, Any]:
+    async def _take_served(self, move: str, chunk: Served) -> None:
+        found = _of(self._ownership.moves.arriving, move)
+        if chunk.through <= bytes.fromhex(found.served):
+            return
+        if found.through < chunk.needs:
+            raise _gap(found.through, chunk.needs)
+        with _damaged():
+            mapped = await asyncio.to_thread(map_rows, self._environment, found, chunk)
+        await self._write(
+            lambda txn: self._store_served(txn, _of(load_arriving(txn), move), chunk, mapped)
+        )
+        self._experiments.expect(
+            Coming(experiment, unit, arm, phase) for experiment, unit, arm, phase in mapped.units
+        )
+
+    def _store_served(
+        self, txn: WriteTransaction, found: Arriving, chunk: Served, mapped: Mapped
+    ) -> None:
+        if chunk.through <= bytes.fromhex(found.served):
+            return
+        if found.state != "importing" or chunk.after.hex() != found.served:
+            raise _gap(found.through, chunk.needs)
+        count = found.predictions + store_rows(txn, mapped)
+        self._note(txn, replace(found, served=chunk.through.hex(), predictions=count))
+
+    async def seal(
+        self,
+        move: str,
+        through: int,
+        horizons: Mapping[str, int],
+        *,
+        served: str = "",
+        experiments: Mapping[str, str] | None = None,
+    ) -> dict[str, Any]:
         """Note that all is here; from now on events that concern the slots are refused.
 
-        `through`: the last sequence that the source needs; `horizons`: of its sources.  Raises
-        ConflictError: `import_gap`, `definitions_changed`.
+        `through`: the last sequence that the source needs, `served`: the position of its last
+        prediction; `horizons`: of its sources.  Raises ConflictError: `import_gap`,
+        `definitions_changed`, `experiments_differ`.
         """
+        self._experiments.check_same(experiments or {})
 
         def seal(txn: WriteTransaction) -> None:
             found = _of(load_arriving(txn), move)
             if found.state == "sealed":
                 return
-            if found.through < through:
+            if found.through < through or found.served < served:
                 raise _gap(found.through, through)
             check_definitions(found.definitions, self._state.catalog_in(txn))
             for source, before_us in horizons.items():
@@ -153,10 +204,14 @@ class Arrivals:
                 raise move_done()
             one = next(one for one in read_imports(txn) if one.number == found.number)
             replace(one, live_from=None).store(txn)
+            note_left(txn, found.slots)
             self._note(txn, None)
 
         await self._write(forget)
+        self._experiments.expect_none()
+        await remove_outcomes(self._writer)
         await remove_rows(self._writer, found.slots)
+        await self._remove_lists()
         return self.show()
 
     async def finish(self, move: str) -> dict[str, Any]:
@@ -172,8 +227,15 @@ class Arrivals:
                 )
             self._note(txn, None)
 
+        if self._ownership.owns(found.slots):
+            await self._recount.run()
         await self._write(finish)
+        await self._remove_lists()
         return self.show()
+
+    async def _remove_lists(self) -> None:
+        for prefix in (SEQUENCES, UNITS, OUTCOMES):
+            await remove_list(self._writer, prefix)
 
     def show(self) -> dict[str, Any]:
         """Return what leaves and what arrives."""
@@ -205,6 +267,8 @@ class Arrivals:
             )
             apply_batch(txn, views, columns, stamps, txn.newest_known_us, found.flags)
         one.store(txn)
+        if len(chunk.sequences):
+            note_sequences(txn, int(txn.sequence) + 1 - len(chunk.sequences), chunk.sequences)
         rows = found.rows + sum(record.count for record, _ in chunk.records)
         self._note(txn, replace(found, through=chunk.through, rows=rows))
 
@@ -226,7 +290,7 @@ class Arrivals:
                 "some of the slots are here already", code="owned_already",
                 hint="mlpd shard list shows who owns what.",
             )  # fmt: skip
-        if digest_of(self._state.catalog) != definitions:
+        if definitions_digest(self._state.catalog) != definitions:
             raise ConflictError(
                 "the two shards run different definitions",
                 code="definitions_differ",
@@ -250,6 +314,24 @@ class Arrivals:
     def _note(self, txn: WriteTransaction, arriving: Arriving | None) -> None:
         store_arriving(txn, arriving)
         self._ownership.go_by(Moves(load_leaving(txn), arriving))
+
+
+@contextmanager
+def _damaged() -> Iterator[None]:
+    """Raise ValidationError(code="damaged_chunk") for whatever rubbish brings about."""
+    try:
+        yield
+    except (MlpdError, ValueError, KeyError, TypeError, IndexError) as error:
+        raise ValidationError(
+            f"the history that came is damaged: {error}",
+            code="damaged_chunk",
+            hint="Run the same mlpd shard move again: it fetches this part anew.",
+        ) from None
+
+
+def _decode(data: bytes) -> Received | Served:
+    fields = msgpack.unpackb(data)
+    return decode_served(fields) if "served" in fields else decode_chunk(fields)
 
 
 def _of(found: Arriving | None, move: str) -> Arriving:

@@ -18,12 +18,12 @@ from mlpd.core.vector import Vectorizer
 from mlpd.daemon.child import Send
 from mlpd.daemon.offline import Offline, open_offline
 from mlpd.daemon.predictions import (
-    KEY_BYTES,
     Prediction,
     decode_prediction,
     scan_predictions,
 )
 from mlpd.daemon.served_child import read_predictions
+from mlpd.daemon.served_left import listed_keys, load_left
 from mlpd.features.horizon import find_kept
 from mlpd.features.offline import JoinOptions, Spine, join_history
 from mlpd.features.tombstones import DELETED
@@ -220,12 +220,16 @@ def _all_here(
     if member is None:
         return here
     owned = np.frombuffer(member.flags, np.uint8).astype(np.bool_)
+    brought = np.array([p.brought for p in batch], np.int64)
     for entity in distinct(offline.catalog.views[view].entity for view in closure.view_features):
         columns = {name: [p.given[name] for p in batch] for name in entity.columns}
         slots = key_slots(entity, columns, len(batch))
         whole = owned[slots]
         if lineage is not None:
-            whole &= lineage.is_whole(np.maximum(slots, 0), sequences)
+            of = np.maximum(slots, 0)
+            whole &= np.where(
+                brought > 0, lineage.came_by(of) == brought, lineage.is_whole(of, sequences)
+            )
         here &= whole | (slots == NO_SLOT)
     return here
 
@@ -244,8 +248,9 @@ def _served_keys(offline: Offline, from_us: int, to_us: int) -> list[bytes]:
     """Return the keys of what was logged in [from, to), by arrival."""
     start, stop = (time_us.to_bytes(8, "big") for time_us in (from_us, to_us))
     with offline.environment.snapshot() as snapshot:
-        listed = b"".join(keys for _, keys in snapshot.scan(Table.SERVED, start, stop))
-    return [listed[at : at + KEY_BYTES] for at in range(0, len(listed), KEY_BYTES)]
+        left = load_left(snapshot)
+        listed = snapshot.scan(Table.SERVED, start, stop)
+        return [key for position, keys in listed for key in listed_keys(position, keys, left)]
 
 
 def pick(keys: list[bytes], rows_max: int, turn: int) -> list[bytes]:

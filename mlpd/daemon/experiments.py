@@ -6,10 +6,11 @@ start from the prediction log and its labels, which are the truth.
 
 import asyncio
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mlpd.core.errors import ConflictError, NotFoundError, ValidationError
+from mlpd.core.hashing import definition_hash
 from mlpd.core.numbers import is_number
 from mlpd.core.time import Clock, format_time, span_us
 from mlpd.daemon.feature_places import FeaturePlaces
@@ -18,7 +19,7 @@ from mlpd.daemon.predictions import Prediction
 from mlpd.experiments.assignment import Assignment, assign
 from mlpd.experiments.documents import spec_from_dict
 from mlpd.experiments.guardrails import Breach
-from mlpd.experiments.records import expose, observe, retract
+from mlpd.experiments.records import UnitRecord, expose, observe, retract
 from mlpd.experiments.spec import ExperimentSpec, check_disjoint
 from mlpd.storage.environment import Environment
 from mlpd.storage.tables import Table
@@ -30,6 +31,22 @@ WHY_CHARS_MAX = 1_000
 """Of what somebody says why: the experiment's row carries it."""
 DAEMON = "mlpd"
 """Who did what no person did."""
+
+
+@dataclass(frozen=True, slots=True)
+class Coming:
+    """A unit that comes from another shard, with its arm there."""
+
+    experiment: str
+    unit: str
+    arm: str
+    phase: int
+
+
+def digest_of(kept: Kept) -> str:
+    """Return a digest of what an experiment is and how it went: the same on shards that agree."""
+    weights = [dict(phase.weights) for phase in kept.phases]
+    return definition_hash([kept.spec.to_dict(), weights, kept.chosen])
 
 
 class Experiments:
@@ -240,6 +257,43 @@ class Experiments:
             live = self._live.get(p.experiment or "")
             if live is not None and live.spec.covariates:
                 await self._features.load(p.model, p.version)
+
+    def expect(self, units: Iterable[Coming]) -> None:
+        """Keep units of bandits that come with their slots in their arms, before they are here."""
+        for coming in units:
+            live = self._live.get(coming.experiment)
+            if live is not None and live.spec.bandit is not None:
+                live.expected.setdefault(coming.unit, UnitRecord(coming.phase, coming.arm))
+
+    def expect_none(self) -> None:
+        """Forget who was expected: they are here now, or don't come."""
+        for live in self._live.values():
+            live.expected.clear()
+
+    def forget(self, name: str, unit: str) -> None:
+        """Take a unit of an experiment out of all sums; 10 us per metric."""
+        live = self._live.get(name)
+        if live is not None:
+            live.forget(unit)
+
+    def known(self) -> list[Kept]:
+        """Return what is stored of the experiments that units take part in."""
+        return [live.kept for live in self._live.values() if live.records or len(live.credits)]
+
+    def check_same(self, theirs: Mapping[str, str]) -> None:
+        """Raise ConflictError(code="experiments_differ") unless these are here, just so.
+
+        `theirs`: digests of another shard's, as `digests` makes them.
+        """
+        for name, digest in theirs.items():
+            live = self._live.get(name)
+            if live is None or digest_of(live.kept) != digest:
+                what = "isn't here" if live is None else "has other arms, weights or phases here"
+                raise ConflictError(
+                    f"experiment {name!r}, of which units would come, {what}",
+                    code="experiments_differ",
+                    hint="Bring both shards to the same (mlpd experiments, with --url), then move.",
+                )
 
     def labelled(self, prediction: Prediction, old: float | None, new: float) -> None:
         """Take in a label that took effect; a revised one replaces what it said before."""

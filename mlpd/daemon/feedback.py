@@ -22,6 +22,7 @@ from mlpd.core.specs import CLASSES_MAX
 from mlpd.core.time import Clock, parse_time
 from mlpd.daemon.ownership import Ownership
 from mlpd.daemon.predictions import (
+    KEY_BYTES,
     Label,
     Prediction,
     PredictionLog,
@@ -32,6 +33,7 @@ from mlpd.daemon.predictions import (
 )
 from mlpd.daemon.retention import drop_orphans, oldest_keys
 from mlpd.storage.log import RecordKind, append
+from mlpd.storage.moved_keys import LABEL
 from mlpd.storage.tables import Table
 from mlpd.storage.transactions import WriteTransaction
 from mlpd.storage.writer import Writer
@@ -89,6 +91,8 @@ class _Written:
     orphans: int = 0
     new_orphans: int = 0
     dropped: int = 0
+    touched: list[bytes] = field(default_factory=list)
+    """Keys of labels that were stored or dropped."""
 
 
 class Feedback:
@@ -135,7 +139,7 @@ class Feedback:
         done = _Written()
         if rows:
             done = await self._writer.write(
-                lambda txn: _write(txn, rows, self._config), size_bytes=64 * len(rows)
+                lambda txn: self._write(txn, rows), size_bytes=64 * len(rows)
             )
         self._on_change(done.changes)
         rejected = sorted([*rejected, *done.refused], key=lambda found: int(found["index"]))
@@ -143,6 +147,15 @@ class Feedback:
         self._count(answer)
         self.orphans_dropped += done.dropped
         return answer
+
+    def _write(self, txn: WriteTransaction, rows: Sequence[_Row]) -> _Written:
+        """Store labels, unless their slots have begun to move since the request was read."""
+        part = self._ownership.part
+        if part is not None:
+            self._ownership.check_open([int.from_bytes(row.key[:2], "big") for row in rows])
+        done = _write(txn, rows, self._config)
+        self._ownership.note_changed(txn, LABEL, done.touched)
+        return done
 
     def _count(self, answer: FeedbackAnswer) -> None:
         self.counts["joined"] += answer.joined
@@ -206,7 +219,9 @@ def _write(txn: WriteTransaction, rows: Sequence[_Row], config: PredictionsConfi
         _take(txn, row, prediction, time_us, config.label_window_us, done)
     # At most one goes for one that comes: the operation stays as large as the request.
     excess = min(done.new_orphans, txn.count(Table.ORPHANS) - config.orphans_max)
-    done.dropped = drop_orphans(txn, oldest_keys(txn, Table.ORPHANS, excess))
+    oldest = oldest_keys(txn, Table.ORPHANS, excess)
+    done.dropped = drop_orphans(txn, oldest)
+    done.touched += (row[-KEY_BYTES:] for row in oldest)
     return done
 
 
@@ -254,6 +269,7 @@ def _take(
     revised = 0 if current is None else current.revisions + (fate == "new")
     new = Label(row.label, time_us, revised)
     txn.put(Table.LABELS, row.key, new.encode())
+    done.touched.append(row.key)
     if prediction is not None:
         done.changes.append(LabelChange(prediction, current, new))
     elif fate == "new":

@@ -7,15 +7,26 @@ import asyncio
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from mlpd.core.errors import ConflictError, MlpdError, NotFoundError
 from mlpd.core.hashing import definition_hash
 from mlpd.core.shards import format_runs, parse_runs
+from mlpd.daemon.experiments import Experiments, digest_of
 from mlpd.daemon.moved_events import tail_chunk, wanted_of
+from mlpd.daemon.moved_predictions import (
+    TAIL,
+    Served,
+    base_chunk,
+    digest_served,
+    outcomes_of,
+    tail_of_changes,
+)
 from mlpd.daemon.moved_rows import (
     LOADED_ROWS_MAX,
+    SERVED,
     count_rows,
     digest_rows,
     holds_any,
@@ -28,13 +39,18 @@ from mlpd.daemon.ownership import Ownership
 from mlpd.daemon.part import Moves
 from mlpd.daemon.predictions import PredictionLog
 from mlpd.daemon.process import Child
+from mlpd.daemon.recount import Recount
 from mlpd.daemon.routing import concerned_by
+from mlpd.daemon.served_files import load_files
+from mlpd.daemon.served_left import note_left
 from mlpd.daemon.state import CatalogState
 from mlpd.features.catalog import Catalog
+from mlpd.storage.compactor import Compactor
 from mlpd.storage.environment import Environment
 from mlpd.storage.files import DataDirectory
 from mlpd.storage.horizons import load_horizons
 from mlpd.storage.lineage import load_lineage
+from mlpd.storage.moved_keys import CHANGED, remove_list
 from mlpd.storage.moves_store import (
     Leaving,
     LeavingState,
@@ -49,8 +65,11 @@ from mlpd.storage.writer import Writer
 
 PART_ROWS = 10_000
 """Online rows that one move brings over: what is compared in its pause, some 100 ms."""
+PART_PREDICTIONS = 20_000
+"""Likewise predictions."""
+REMOVED_OUTCOMES = 500
+"""Outcomes that go with one write."""
 
-_PREDICTED = (Table.PREDICTIONS, Table.LABELS, Table.UNITS)
 _NEXT: dict[str, tuple[LeavingState, ...]] = {
     "paused": ("copying", "paused"),
     "leaving": ("paused", "leaving"),
@@ -69,17 +88,23 @@ class Departures:
         state: CatalogState,
         ownership: Ownership,
         paths: DataDirectory,
+        experiments: Experiments,
+        recount: Recount,
         predictions: PredictionLog,
+        compactor: Compactor,
     ) -> None:
         self._environment = environment
         self._writer = writer
         self._state = state
         self._ownership = ownership
+        self._experiments = experiments
+        self._recount = recount
         self._predictions = predictions
+        self._compactor = compactor
         self._paths = paths
         self._lock = asyncio.Lock()
-        self._file: tuple[str, dict[int, tuple[int, int]]] = ("", {})
-        """Of which move the file is, and by `after` where its chunks lie: offset and size."""
+        self._files: dict[str, tuple[str, _Places]] = {}
+        """Of which move a file is, and by `after` where its chunks lie: offset and size."""
 
     async def survey(self, text: str) -> dict[str, Any]:
         """Return what moving slots would move, in `parts`: slots, online rows of each.
@@ -91,27 +116,33 @@ class Departures:
         with self._environment.snapshot() as snapshot:
             catalog = self._state.read_catalog(snapshot)
             lineage = load_lineage(snapshot)
-            _check_movable(snapshot, catalog, slots)
+            _check_movable(catalog)
         rows = await asyncio.to_thread(count_rows, self._environment, slots)
         if max(rows.values(), default=0) > LOADED_ROWS_MAX:
             raise too_many_rows()
+        served = await asyncio.to_thread(count_rows, self._environment, slots, Table.PREDICTIONS)
         groups = [slots] if lineage is None else lineage.origins(slots)
-        parts = [part for group in groups for part in _parts(group, rows)]
+        parts = [part for group in groups for part in _parts(group, rows, served)]
         return {
             "parts": [
-                {"slots": format_runs(part), "rows": sum(rows.get(slot, 0) for slot in part)}
+                {
+                    "slots": format_runs(part),
+                    "rows": sum(rows.get(slot, 0) for slot in part),
+                    "predictions": sum(served.get(slot, 0) for slot in part),
+                }
                 for part in parts
             ],
             "rows": sum(rows.values()),
+            "predictions": sum(served.values()),
             "size_bytes": await asyncio.to_thread(self._size_bytes),
-            "definitions": digest_of(catalog),
+            "definitions": definitions_digest(catalog),
         }
 
     async def begin(self, move: str, text: str, shard: str) -> dict[str, Any]:
         """Begin to copy slots to a shard.
 
         Raises ConflictError: `move_under_way`, `not_owned`, `no_cluster`, `mixed_origins`,
-        `several_entities`, `slots_hold_predictions`; NotFoundError(code="unknown_shard").
+        `several_entities`; NotFoundError(code="unknown_shard").
         """
         slots = parse_runs(text)
         self._check_owned(slots)
@@ -130,7 +161,7 @@ class Departures:
                 raise under_way("leave", found.slots, f"for {found.shard}")
             self._check_owned(slots)
             catalog = self._state.catalog_in(txn)
-            _check_movable(txn, catalog, slots)
+            _check_movable(catalog)
             lineage = load_lineage(txn)
             if lineage is not None and len(lineage.origins(slots)) > 1:
                 raise ConflictError(
@@ -138,14 +169,16 @@ class Departures:
                     code="mixed_origins",
                     hint="They leave one by one as they came; mlpd shard move does so.",
                 )
-            self._note(txn, Leaving(move, wanted, shard, digest_of(catalog)))
+            self._note(txn, Leaving(move, wanted, shard, definitions_digest(catalog)))
 
         await self._write(begin)
-        return self.show()
+        return await self._show_all()
 
     async def go_on(self, move: str, state: LeavingState) -> dict[str, Any]:
-        """Bring a move into another state: `paused`, `leaving` or `cancelling`."""
-        self._predictions.flush()
+        """Bring a move into another state: `paused`, `leaving` or `cancelling`.
+
+        Of a paused one all is stored that was answered before.
+        """
 
         def change(txn: WriteTransaction) -> None:
             found = _of(load_leaving(txn), move)
@@ -162,12 +195,23 @@ class Departures:
             if state != "cancelling":
                 catalog = self._state.catalog_in(txn)
                 check_definitions(found.definitions, catalog)
-                _check_movable(txn, catalog, found.slots)
+                _check_movable(catalog)
             sequence = int(txn.sequence) if state == "paused" else found.sequence
             self._note(txn, replace(found, state=state, sequence=sequence))
 
         await self._write(change)
-        return self.show()
+        if state != "paused":
+            return self.show()
+        await self._predictions.settle()
+        return await self._show_all()
+
+    async def _show_all(self) -> dict[str, Any]:
+        """Return the notes, and what experiments the units take part in, by digest."""
+        known = self._experiments.known()
+        digests = await asyncio.to_thread(
+            lambda: {kept.spec.name: digest_of(kept) for kept in known}
+        )
+        return {**self.show(), "experiments": digests}
 
     async def finish(self, move: str) -> dict[str, Any]:
         """Forget a move: remove the rows of slots that are gone, or open those of a cancelled one.
@@ -180,25 +224,66 @@ class Departures:
             raise ConflictError(
                 "the slots are still here, and the move isn't cancelled", code="move_state"
             )
-        removed = await remove_rows(self._writer, found.slots) if gone else 0
+        removed = await self._remove(found) if gone else 0
+        await remove_list(self._writer, CHANGED)
         await self._write(lambda txn: self._note(txn, None))
         await asyncio.to_thread(shutil.rmtree, self._paths.moves, ignore_errors=True)
         return {**self.show(), "removed": removed}
+
+    async def _remove(self, found: Leaving) -> int:
+        """Remove what slots hold that are gone, after it is counted no more."""
+        await self._writer.write(lambda txn: note_left(txn, found.slots))
+        await self._recount.run()
+        outcomes = await asyncio.to_thread(outcomes_of, self._environment, found.slots)
+        for start in range(0, len(outcomes), REMOVED_OUTCOMES):
+            part = outcomes[start : start + REMOVED_OUTCOMES]
+            await self._writer.write(partial(_delete, table=Table.UNITS, keys=part))
+        return await remove_rows(self._writer, found.slots)
 
     async def events(self, move: str, after: int) -> bytes:
         """Return the chunk of history after a sequence: at least what is here now, in the end."""
         found = _of(self._ownership.moves.leaving, move)
         async with self._lock:
-            chunk = None
-            if self._file[0] != move or after not in self._file[1]:
+            written = self._written("history", move)
+            if after not in written:
                 chunk = await asyncio.to_thread(self._tail, found, after)
-                if chunk is None:
-                    await self._write_file(found, after)
-                    if after not in self._file[1]:  # nothing of it was compacted any more
-                        chunk = await asyncio.to_thread(self._tail, found, after)
-            if chunk is not None:
-                return chunk
-            return await asyncio.to_thread(_read, self._path, *self._file[1][after])
+                if chunk is not None:
+                    return chunk
+                written = await self._write_file(found, "history", after)
+                if after not in written:  # nothing of it was compacted any more
+                    chunk = await asyncio.to_thread(self._tail, found, after)
+                    assert chunk is not None
+                    return chunk
+            return await asyncio.to_thread(_read, self._path("history"), *written[after])
+
+    async def predictions(self, move: str, after: bytes) -> bytes:
+        """Return the chunk of the prediction log behind a position; at the end one without rows."""
+        found = _of(self._ownership.moves.leaving, move)
+        if after >= TAIL:
+            return await asyncio.to_thread(self._changes, found, after)
+        async with self._lock:
+            written = self._written("predictions", move)
+            if after not in written and not await asyncio.to_thread(self._has_files, found):
+                chunk = await asyncio.to_thread(base_chunk, self._environment, found.slots, after)
+                return self._for_target(found, chunk)
+            if after not in written:
+                async with self._compactor.paused():  # no file is written from here on
+                    written = await self._write_file(found, "predictions", after)
+            return await asyncio.to_thread(_read, self._path("predictions"), *written[after])
+
+    def _changes(self, found: Leaving, after: bytes) -> bytes:
+        return self._for_target(found, tail_of_changes(self._environment, found.flags, after))
+
+    def _for_target(self, found: Leaving, chunk: Served) -> bytes:
+        """Return a chunk; once paused, no event of the slots is newer than the pause."""
+        if found.state != "copying":
+            chunk.needs = min(chunk.needs, found.sequence)
+        return chunk.encode()
+
+    def _has_files(self, found: Leaving) -> bool:
+        """Tell whether vectors of the slots' predictions may lie in files."""
+        with self._environment.snapshot() as snapshot:
+            return bool(load_files(snapshot)) and holds_any(snapshot, SERVED, found.slots)
 
     async def digest(self, text: str, at_us: int | None) -> dict[str, Any]:
         """Return what `digest_rows` finds of slots at a moment, by default now; and horizons.
@@ -212,17 +297,28 @@ class Departures:
             catalog = self._state.read_catalog(snapshot)
             horizons = {name: one.before_us for name, one in load_horizons(snapshot).items()}
             rows = load_rows(snapshot, slots)
+            served, predictions = digest_served(snapshot, slots)
         at_us = t_us if at_us is None else at_us
         digest, count = digest_rows(catalog, rows, at_us)
-        return {"digest": digest, "rows": count, "at": at_us, "horizons": horizons}
+        return {
+            "digest": digest,
+            "rows": count,
+            "at": at_us,
+            "horizons": horizons,
+            "served": served,
+            "predictions": predictions,
+        }
 
     def show(self) -> dict[str, Any]:
         """Return what leaves and what arrives."""
         return show_moves(self._ownership.moves)
 
-    @property
-    def _path(self) -> Path:
-        return self._paths.moves / "history"
+    def _path(self, what: str) -> Path:
+        return self._paths.moves / what
+
+    def _written(self, what: str, move: str) -> "_Places":
+        of, places = self._files.get(what, ("", {}))
+        return places if of == move else {}
 
     async def _write(self, op: Callable[[WriteTransaction], None]) -> None:
         await write_move(self._environment, self._writer, self._ownership, op)
@@ -252,23 +348,29 @@ class Departures:
         chunk = tail_chunk(self._environment, wanted, after)
         return None if chunk is None else chunk.encode()
 
-    async def _write_file(self, found: Leaving, after: int) -> None:
-        """Write what is compacted after a sequence; a daemon that was killed writes it anew."""
+    async def _write_file(self, found: Leaving, what: str, after: int | bytes) -> "_Places":
+        """Write chunks of what a child alone can read; a daemon that was killed writes it anew.
+
+        Of `history` that is what is compacted after a sequence, of `predictions` all rows behind a
+        position but for what changes.
+        """
         with self._environment.snapshot() as snapshot:
             catalog, through = self._state.read_catalog(snapshot), int(snapshot.sequence)
         await asyncio.to_thread(self._paths.moves.mkdir, 0o700, parents=True, exist_ok=True)
-        places: dict[int, tuple[int, int]] = {}
+        places: _Places = {}
         request = {
+            "work": what,
             **offline_request(self._paths, catalog, through),
             "slots": format_runs(found.slots),
             "after": after,
-            "path": str(self._path),
+            "path": str(self._path(what)),
         }
         async with Child("moves", request) as child:
             async for message in child.messages():
                 if message["kind"] == "chunk":
                     places[message["after"]] = message["offset"], message["size"]
-        self._file = found.move, places
+        self._files[what] = found.move, places
+        return places
 
 
 async def write_move(
@@ -289,20 +391,23 @@ async def write_move(
         raise
 
 
+_Places = dict[int | bytes, tuple[int, int]]
+
+
 def _of(found: Leaving | None, move: str) -> Leaving:
     if found is None or found.move != move:
         raise no_move(move)
     return found
 
 
-def digest_of(catalog: Catalog) -> str:
+def definitions_digest(catalog: Catalog) -> str:
     """Return the digest of the definitions that run: two shards compare it."""
     return definition_hash(dict(catalog.document))
 
 
 def check_definitions(expected: str, catalog: Catalog) -> None:
     """Raise ConflictError(code="definitions_changed") if others run than when the move began."""
-    if digest_of(catalog) != expected:
+    if definitions_digest(catalog) != expected:
         raise ConflictError(
             "the definitions changed during the move",
             code="definitions_changed",
@@ -342,14 +447,8 @@ def move_done() -> ConflictError:
     )
 
 
-def _check_movable(reader: Any, catalog: Catalog, slots: Sequence[int]) -> None:
-    """Raise ConflictError: `slots_hold_predictions`, `several_entities`."""
-    if holds_any(reader, _PREDICTED, slots):
-        raise ConflictError(
-            "predictions, labels or outcomes lie in these slots, and can't be moved yet",
-            code="slots_hold_predictions",
-            hint="Shards of features alone can be moved; docs/decisions/moving-slots.md says why.",
-        )
+def _check_movable(catalog: Catalog) -> None:
+    """Raise ConflictError(code="several_entities")."""
     for name, source in catalog.definitions.sources.items():
         if source.event_id is not None and len(concerned_by(catalog, name)) > 1:
             raise ConflictError(
@@ -359,17 +458,23 @@ def _check_movable(reader: Any, catalog: Catalog, slots: Sequence[int]) -> None:
             )
 
 
-def _parts(group: Sequence[int], rows: dict[int, int]) -> list[list[int]]:
-    """Return ascending slots in parts of at most `PART_ROWS` online rows, or one slot alone."""
+def _parts(group: Sequence[int], rows: dict[int, int], served: dict[int, int]) -> list[list[int]]:
+    """Return ascending slots in parts of as many rows as may be, or one slot alone."""
     parts: list[list[int]] = [[]]
-    size = 0
+    size = 0.0
     for slot in group:
-        size += rows.get(slot, 0)
-        if parts[-1] and size > PART_ROWS:
+        share = rows.get(slot, 0) / PART_ROWS + served.get(slot, 0) / PART_PREDICTIONS
+        size += share
+        if parts[-1] and size > 1:
             parts.append([])
-            size = rows.get(slot, 0)
+            size = share
         parts[-1].append(slot)
     return parts
+
+
+def _delete(txn: WriteTransaction, *, table: Table, keys: Sequence[bytes]) -> None:
+    for key in keys:
+        txn.delete(table, key)
 
 
 def _read(path: Path, offset: int, size: int) -> bytes:

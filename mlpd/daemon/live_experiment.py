@@ -139,6 +139,8 @@ class LiveExperiment:
     def __init__(self, kept: Kept) -> None:
         self.kept = kept
         self.records: dict[str, UnitRecord] = {}
+        self.expected: dict[str, UnitRecord] = {}
+        """Of a bandit, units that come with their slots: they stay in their arms, too."""
         self.state = ExperimentState(kept.spec, kept.phases)
         self.guards: list[FaultGuard | None] = fault_guards(
             kept.spec.guardrails, kept.spec.control, kept.spec.weights
@@ -167,7 +169,7 @@ class LiveExperiment:
         """Return the record of a bandit's unit that stays in its arm, while that gets traffic."""
         if self.kept.spec.bandit is None:
             return None
-        record = self.records.get(unit)
+        record = self.records.get(unit) or self.expected.get(unit)
         is_open = record is not None and self.kept.spec.weights[record.arm] > 0
         return record if is_open else None
 
@@ -185,6 +187,18 @@ class LiveExperiment:
         self.changed += 1
         if unit not in self._pending:
             self.state.apply(unit, old, new)
+
+    def forget(self, unit: str) -> None:
+        """Forget a unit, whose predictions are on another shard now."""
+        self.credits.forget(unit)
+        old = self.records.pop(unit, None)
+        if old is None:
+            return
+        self.changed += 1
+        if unit in self._pending:
+            self._pending.discard(unit)
+        else:
+            self.state.apply(unit, old, None)
 
     async def switch(self, kept: Kept) -> None:
         """Go on under another stored part, at once; return when the sums are those of its phases.

@@ -7,6 +7,7 @@ count for the slots.  The log's tail is read in the daemon, segments in a child 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
+from typing import Any
 
 import msgpack
 import numpy as np
@@ -74,6 +75,8 @@ class Chunk:
     after: int
     through: int
     records: list[bytes] = field(default_factory=list)
+    sequences: list[bytes] = field(default_factory=list)
+    """Of each record's rows, int64 little-endian."""
     size_bytes: int = 0
     rows: int = 0
 
@@ -87,24 +90,34 @@ class Chunk:
         """Add rows of one source as a record; `times`: event times, known times."""
         record = encode_record(RecordKind.EVENTS, source, int(sequences[0]), columns, *times)
         self.records.append(record)
+        self.sequences.append(sequences.astype("<i8").tobytes())
         self.size_bytes += len(record)
         self.rows += len(sequences)
         self.through = int(sequences[-1])
 
     def encode(self) -> bytes:
         """Return what `decode_chunk` reads."""
-        fields = {"after": self.after, "through": self.through, "records": self.records}
+        fields = {
+            "after": self.after,
+            "through": self.through,
+            "records": self.records,
+            "sequences": self.sequences,
+        }
         packed: bytes = msgpack.packb(fields)
         return packed
 
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """A chunk as it came; each record's checksum is verified."""
+    """A chunk as it came; each record's checksum is verified.
+
+    `sequences`: those that all rows had at the source, ascending.
+    """
 
     after: int
     through: int
     records: Sequence[tuple[LogRecord, Columns]]
+    sequences: NDArray[np.int64]
 
 
 def record_rows(row_bytes: float) -> int:
@@ -112,14 +125,19 @@ def record_rows(row_bytes: float) -> int:
     return max(1, min(RECORD_ROWS, int(CHUNK_BYTES / max(row_bytes, 1.0))))
 
 
-def decode_chunk(data: bytes) -> Received:
+def decode_chunk(fields: Mapping[str, Any]) -> Received:
     """Return a chunk; raises ValueError, KeyError, TypeError or MlpdError for what is none."""
-    fields = msgpack.unpackb(data)
     after, through = int(fields["after"]), int(fields["through"])
     records = [decode_record(r, int.from_bytes(r[8:16], "little")) for r in fields["records"]]
     if not 0 <= after <= through or any(r.kind is not RecordKind.EVENTS for r in records):
         raise ValueError("its sequences or kinds are wrong")
-    return Received(after, through, [(record, record.columns()) for record in records])
+    sequences = np.frombuffer(b"".join(fields["sequences"]), "<i8").astype(np.int64)
+    if len(sequences) != sum(record.count for record in records) or not (
+        np.all(np.diff(sequences) > 0) and np.all((sequences > after) & (sequences <= through))
+    ):
+        raise ValueError("its rows' sequences are wrong")
+    found = [(record, record.columns()) for record in records]
+    return Received(after, through, found, sequences)
 
 
 def tail_chunk(environment: Environment, wanted: Wanted, after: int) -> Chunk | None:

@@ -28,7 +28,8 @@ REMOVED_ROWS = 1_000
 """Rows that go with one write."""
 _PREFIX_BYTES = 6
 _WORD = 8
-_TABLES = (Table.ONLINE, Table.TILES)
+FEATURES = (Table.ONLINE, Table.TILES)
+SERVED = (Table.PREDICTIONS, Table.LABELS)
 Row = tuple[bytes, bytes, bytes | None]
 """Key, row or recent tiles, older tiles."""
 
@@ -51,14 +52,16 @@ def holds_any(
     )
 
 
-def count_rows(environment: Environment, slots: Sequence[int]) -> dict[int, int]:
-    """Return how many online rows each slot has, without those that have none; blocks."""
+def count_rows(
+    environment: Environment, slots: Sequence[int], table: Table = Table.ONLINE
+) -> dict[int, int]:
+    """Return how many rows of a table each slot has, without those that have none; blocks."""
     counts: dict[int, int] = {}
     for start, stop in runs_of(slots):
         at: bytes | None = start
         while at is not None:
             with environment.snapshot() as snapshot:
-                keys = _keys(snapshot, Table.ONLINE, at, stop, READ_ROWS)
+                keys = _keys(snapshot, table, at, stop, READ_ROWS)
             for key in keys:
                 slot = int.from_bytes(key[:2], "big")
                 counts[slot] = counts.get(slot, 0) + 1
@@ -69,9 +72,9 @@ def count_rows(environment: Environment, slots: Sequence[int]) -> dict[int, int]
 async def remove_rows(
     writer: Writer, slots: Sequence[int], on_removed: Callable[[int], None] | None = None
 ) -> int:
-    """Remove all rows and tiles of slots, `REMOVED_ROWS` a write; returns how many went."""
+    """Remove all that slots hold, `REMOVED_ROWS` a write; returns how many rows went."""
     removed = 0
-    for table in _TABLES:
+    for table in (*FEATURES, *SERVED):
         for start, stop in runs_of(slots):
             while went := await writer.write(partial(_remove, table=table, start=start, stop=stop)):
                 removed += went

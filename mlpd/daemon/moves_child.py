@@ -1,9 +1,12 @@
-"""Child entry `moves`: the compacted history of slots, chunk by chunk, into a file."""
+"""Child entry `moves`: what Parquet has of slots, chunk by chunk, into a file.
 
-from collections.abc import Iterator
+That is compacted history, and vectors of predictions.
+"""
+
+from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,18 +15,70 @@ from mlpd.core.columns import Columns
 from mlpd.core.shards import parse_runs
 from mlpd.daemon.child import LENGTH, Send
 from mlpd.daemon.moved_events import CHUNK_BYTES, Chunk, Wanted, record_rows, wanted_of
+from mlpd.daemon.moved_predictions import TAIL, Served, base_chunk
 from mlpd.daemon.offline import Offline, open_offline
+from mlpd.daemon.predictions import prediction_key, with_vector
+from mlpd.daemon.served_files import load_files
+from mlpd.daemon.served_frames import from_frame
+from mlpd.daemon.served_pages import read_file
 from mlpd.features.stamps import Stamps, stamps_of
 from mlpd.storage.frames import from_series
 from mlpd.storage.log import RecordKind
 from mlpd.storage.segments import Manifest, Segment, load_manifests
 
 
-def run(request: dict[str, Any], send: Send) -> int:
+def run(request: dict[str, Any], send: Send) -> None:
+    """Do what `work` says: `history` or `predictions`."""
+    _WORK[request["work"]](request, send)
+
+
+def write_predictions(request: dict[str, Any], send: Send) -> None:
+    """Write all rows of the prediction log behind a position, those in files with their vectors.
+
+    As `write_history`, but for `after` and `through`, which are positions.  Holds the vectors.
+    """
+    slots, after = parse_runs(request["slots"]), request["after"]
+    with open_offline(request) as offline, Path(request["path"]).open("wb") as file:
+        vectors = dict(_vectors(offline, slots))
+
+        def restore(key: bytes, value: bytes) -> bytes:
+            found = vectors.get(key)
+            return value if found is None else with_vector(value, *found)
+
+        while after != TAIL:
+            chunk = base_chunk(offline.environment, slots, after, restore)
+            _write(file, chunk, send)
+            after = chunk.through
+
+
+def _vectors(
+    offline: Offline, slots: list[int]
+) -> Iterator[tuple[bytes, tuple[bytes, Mapping[str, Any]]]]:
+    """Yield vectors and requests of the slots' rows that lie in files, by key."""
+    import polars as pl  # noqa: PLC0415 - in the child alone
+
+    with offline.environment.snapshot() as snapshot:
+        numbers = [file.number for file in load_files(snapshot)]
+    slot = pl.col("prediction_id").str.slice(16, 4).str.to_integer(base=16)
+    for number in numbers:
+        frame = read_file(offline.environment, offline.paths.predictions, number)
+        for p in () if frame is None else from_frame(frame.filter(slot.is_in(slots))):
+            yield prediction_key(p.prediction_id), (p.vector.tobytes(), p.given)
+
+
+def _write(file: BinaryIO, chunk: Chunk | Served, send: Send) -> None:
+    data = chunk.encode()
+    file.write(LENGTH.pack(len(data)) + data)
+    offset = file.tell() - len(data)
+    send({"kind": "chunk", "after": chunk.after, "through": chunk.through,
+          "offset": offset, "size": len(data)})  # fmt: skip
+
+
+def write_history(request: dict[str, Any], send: Send) -> None:
     """Write chunks after the sequence `after` to the file `path`, each after its u32le length.
 
-    Sends a "chunk" message for each: `after`, `through`, `offset`, `size`.  Returns the last
-    compacted sequence.  Holds the wanted rows of one manifest.
+    Sends a "chunk" message for each: `after`, `through`, `offset`, `size`.  Holds the wanted rows
+    of one manifest.
     """
     with open_offline(request) as offline, Path(request["path"]).open("wb") as file:
         with offline.environment.snapshot() as snapshot:
@@ -34,13 +89,11 @@ def run(request: dict[str, Any], send: Send) -> int:
             if manifest.last_sequence <= after:
                 continue
             for chunk in _chunks(offline, manifest, wanted, after):
-                data = chunk.encode()
-                file.write(LENGTH.pack(len(data)) + data)
-                offset = file.tell() - len(data)
-                send({"kind": "chunk", "after": chunk.after, "through": chunk.through,
-                      "offset": offset, "size": len(data)})  # fmt: skip
+                _write(file, chunk, send)
                 after = chunk.through
-    return int(after)
+
+
+_WORK = {"history": write_history, "predictions": write_predictions}
 
 
 Found = tuple[str, Columns, Stamps, int]

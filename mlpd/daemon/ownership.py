@@ -5,7 +5,7 @@ is as it is: docs/decisions/shards.md.
 """
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,15 +16,17 @@ from mlpd.core.errors import (
     MisdirectedError,
     UnavailableError,
 )
+from mlpd.core.hashing import SLOTS
 from mlpd.core.shards import EPOCH_MAX, decode_map, parse_runs
 from mlpd.core.specs import EntitySpec, ViewSpec
-from mlpd.daemon.part import NOT_HERE, Moves, Part, make_part, slots_moving
+from mlpd.daemon.part import NOT_HERE, Moves, Part, make_part, make_whole, slots_moving
 from mlpd.daemon.routing import concerned_by, source_routing
 from mlpd.daemon.state import CatalogState
 from mlpd.features.catalog import Catalog
 from mlpd.features.ingest import Batch
 from mlpd.storage.lineage import load_lineage
 from mlpd.storage.map_store import MapStore, Member, check_next
+from mlpd.storage.moved_keys import OUTCOME, note_changed
 from mlpd.storage.moves_store import (
     flags_of,
     load_arriving,
@@ -33,6 +35,11 @@ from mlpd.storage.moves_store import (
 from mlpd.storage.tables import ROWS_PREFIX, Table
 from mlpd.storage.transactions import Snapshot, WriteTransaction
 from mlpd.storage.writer import Writer
+
+BEHIND_RETRY_S = 0.05
+"""When to come back to a member that hasn't heard of a map: it is told within milliseconds."""
+
+_STILL, _NONE = Moves(), bytes(SLOTS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +78,10 @@ class Ownership:
         self._version: tuple[Catalog, str] | None = None
         self.member = store.load()
         self.moves, self.has_lineage = Moves(), False
-        self.part = make_part(self.member)
+        self.part = self.homes = make_part(self.member)
+        self._leaving_flags: bytes | None = None
+        self.changed = asyncio.Event()
+        """Set when another map is in force; for whoever has to follow it."""
         self._lock = asyncio.Lock()
 
     def load(self, snapshot: Snapshot) -> None:
@@ -81,14 +91,53 @@ class Ownership:
 
     def go_by(self, moves: Moves) -> None:
         """Go by these moves from now on; called on the writer thread, or before it has work."""
+        self._leaving_flags = None if moves.leaving is None else moves.leaving.flags
         self.moves = moves
         self.has_lineage |= moves.arriving is not None
         self.part = make_part(self.member, moves)
+        self.homes = self.part or make_whole(self.member)
 
     @property
     def flags(self) -> bytes | None:
         """Per slot whether it is owned, None for all."""
         return None if self.part is None else self.part.flags
+
+    @property
+    def mapped(self) -> bytes | None:
+        """Per slot whether the map gives it to this shard, None for all."""
+        member = self.member
+        return None if member is None or all(member.flags) else member.flags
+
+    @property
+    def is_moving(self) -> bool:
+        """Whether slots leave or arrive."""
+        return self.moves != _STILL
+
+    def note_changed(self, txn: WriteTransaction, kind: bytes, keys: Iterable[bytes]) -> None:
+        """Note, while slots leave, what changes of their predictions, labels and outcomes.
+
+        On the writer thread, in the transaction of the change.
+        """
+        flags = self._leaving_flags
+        if flags is not None:
+            of_slots = (k for k in keys if kind == OUTCOME or flags[k[0] << 8 | k[1]])
+            note_changed(txn, kind, of_slots)
+
+    def check_open(self, slots: Sequence[int] | None) -> None:
+        """Raise UnavailableError(code="slots_moving") if a slot takes nothing any more, or for now.
+
+        `slots`: of what was begun under an earlier part, None for any.  On the loop or the writer
+        thread, just before it is stored; 50 ns each.
+        """
+        part = self.part
+        if part is None:
+            return
+        if slots is None:
+            raise slots_moving(None)
+        frozen = part.frozen or _NONE
+        for slot in slots:
+            if frozen[slot] or not part.flags[slot]:
+                raise slots_moving(slot)
 
     def owns(self, slots: Iterable[int]) -> bool:
         """Tell whether the map gives all of these slots to this shard."""
@@ -143,7 +192,7 @@ class Ownership:
                 f"the map of epoch {given} hasn't come here yet; this daemon goes by {found}",
                 code="map_behind",
                 hint="Try again shortly; mlpd shard status shows who is behind.",
-                details={"epoch": found},
+                details={"epoch": found, "retry_after_s": BEHIND_RETRY_S},
             )
         if given < found and changes:
             raise MisdirectedError(
@@ -256,6 +305,7 @@ class Ownership:
                 await self._writer.write(
                     lambda txn: self._install(txn, new, expected_epoch, dry_run=dry_run)
                 )
+                self.changed.set()
         return self.to_dict()
 
     def _install(

@@ -168,6 +168,16 @@ def slots_moving(slot: int | None) -> UnavailableError:
     )
 
 
+def make_whole(member: Member | None) -> Part | None:
+    """Return the part of a member that owns everything among others that own nothing, else None.
+
+    By it predictions live in the slots of their keys, and so move with them.
+    """
+    if member is None or len(member.shard_map.shards) == 1:
+        return None
+    return Part(member.shard, member.shard_map, member.flags)
+
+
 def make_part(member: Member | None, moves: Moves | None = None) -> Part | None:
     """Return what a member answers for while slots move, None if that is everything."""
     if member is None:

@@ -176,8 +176,8 @@ class Predict:
                 parts.append(self._encode(live, name, index, reads))
             except InternalError as error:
                 failures[name] = index, error
-        part = self._ownership.part
-        slots = None if part is None else part.home_slots(live.asks.entities, given, len(rows))
+        homes = self._ownership.homes
+        slots = None if homes is None else homes.home_slots(live.asks.entities, given, len(rows))
         return Prepared(typed, read, reads, draws, parts, failures, slots, both)
 
     def _check(self, rows: Sequence[Mapping[str, Any]], include: Sequence[str]) -> None:
@@ -358,7 +358,19 @@ class Predict:
 
         Returns predictions and answers in the order of the request's rows.  `defaults` are rows
         that get the route's default score, and why: they are not logged, as no model saw them.
+        Raises UnavailableError(code="slots_moving") where a row's slot takes none any more.
         """
+        self._ownership.check_open(prepared.slots)
+        with self._log.recording():
+            return await self._record_all(live, prepared, runs, defaults)
+
+    async def _record_all(
+        self,
+        live: ServedRoute,
+        prepared: Prepared,
+        runs: Sequence[Run],
+        defaults: Mapping[int, str],
+    ) -> tuple[list[Prediction | None], list[dict[str, Any]]]:
         found: dict[int, tuple[Prediction | None, dict[str, Any]]] = {
             row: (None, {"prediction_id": None, "score": live.spec.fallback, "fallback": why})
             for row, why in defaults.items()

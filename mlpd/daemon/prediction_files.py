@@ -6,7 +6,7 @@ bit.  What labels, performance and experiments need stays in LMDB for the retent
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -26,6 +26,7 @@ from mlpd.daemon.served_files import (
     served_through,
     store_file,
 )
+from mlpd.daemon.served_left import listed_keys, load_left
 from mlpd.daemon.served_pages import ServedSelection
 from mlpd.storage.compactor import Compactor
 from mlpd.storage.environment import Environment
@@ -61,7 +62,9 @@ class PredictionFiles:
         paths: DataDirectory,
         rows_max: int,
         clock: Clock,
+        is_moving: Callable[[], bool] = lambda: False,
     ) -> None:
+        """`is_moving`: whether slots move just now; their rows then stay where they are found."""
         self._environment = environment
         self._writer = writer
         self._log = log
@@ -69,6 +72,7 @@ class PredictionFiles:
         self._paths = paths
         self._rows_max = rows_max
         self._clock = clock
+        self._is_moving = is_moving
         self._readers = asyncio.Semaphore(CHILDREN_MAX)
         self.moved = 0
         """Rows whose vectors have left LMDB since the start."""
@@ -89,9 +93,13 @@ class PredictionFiles:
     async def run(self) -> bool:
         """Write one file of the oldest rows; False if there are none.  Cancelling ends the child.
 
+        Nothing is written while slots move.
+
         Raises StorageFullError if it could not be written; LMDB has the rows then, as before.
         """
         async with self._compactor.paused():  # no erasure, no backup meanwhile
+            if self._is_moving():
+                return False
             written = await self._work("export", rows_max=self._rows_max)
             if written is None:
                 return False
@@ -214,8 +222,9 @@ class PredictionFiles:
         stop = bytes.fromhex(file.through) + b"\x00"
         keys: list[bytes] = []
         with self._environment.snapshot() as snapshot:
-            for _, value in snapshot.scan(Table.SERVED, start, stop):
-                keys += (value[i : i + KEY_BYTES] for i in range(0, len(value), KEY_BYTES))
+            left = load_left(snapshot)
+            for position, value in snapshot.scan(Table.SERVED, start, stop):
+                keys += listed_keys(position, value, left)
         return sorted(map(bytes, keys))
 
     def _remove_unnamed(self) -> int:

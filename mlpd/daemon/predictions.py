@@ -7,9 +7,11 @@ A prediction's id is 32 hex digits: `u64be t_us || u16be slot || 6 unique bytes`
 PREDICTIONS table is `slot || t_us || unique`, so that the id alone leads to the row and its shard.
 """
 
+import asyncio
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,10 +29,11 @@ from mlpd.storage.transactions import WriteTransaction
 from mlpd.storage.writer import Writer
 
 _FORMAT = 1
-_VECTOR, _GIVEN = 7, 8
+SEQUENCE, ARM, VECTOR, GIVEN, UNIT = 1, 3, 7, 8, 9
+EXPERIMENT, PHASE, CHOSEN, BROUGHT = 11, 12, 13, 15
 """Their places in a row."""
-_PLAIN: tuple[int | None, float] = (None, 1.0)
-"""Chosen class and share of most rows."""
+_PLAIN: tuple[int | None, float, int] = (None, 1.0, 0)
+"""Chosen class, share and import of most rows."""
 _ID_BYTES = 16
 _UNIQUE_MASK = 0xFFFF_FFFF_FFFF
 KEY_BYTES = 16
@@ -53,7 +56,8 @@ class Prediction:
     `propensity`: how it was assigned; `phase`: index of the experiment's, 0 without one.
     `chosen`: of a model of several classes the one with the largest score, which is `score`.
     `share`: of such rows that were logged.  `moved`: its vector and `given` lie in a file, they are
-    empty.
+    empty.  `brought`: number of the import by which its slot came from another shard, 0 for none;
+    `sequence` is then the last event that it saw of those that the import brought.
     """
 
     prediction_id: str
@@ -73,6 +77,7 @@ class Prediction:
     chosen: int | None = None
     share: float = 1.0
     moved: bool = False
+    brought: int = 0
 
     def target(self, label: float) -> float:
         """Return what `score` should have been for this label: of several classes 0 or 1."""
@@ -96,8 +101,10 @@ class Prediction:
 
     def _more(self) -> tuple[Any, ...]:
         """Return what few rows have; what is usual is left out."""
-        more = self.chosen, self.share
-        return () if more == _PLAIN else more[:1] if self.share == 1.0 else more
+        more, plain = (self.chosen, self.share, self.brought), len(_PLAIN)
+        while plain and more[plain - 1] == _PLAIN[plain - 1]:
+            plain -= 1
+        return more[:plain]
 
 
 def decode_prediction(key: bytes, value: bytes) -> Prediction:
@@ -123,17 +130,41 @@ def decode_prediction(key: bytes, value: bytes) -> Prediction:
         chosen=last[0],
         share=last[1],
         moved=vector is None,
+        brought=last[2],
     )
 
 
 def without_vector(value: bytes) -> bytes | None:
     """Return a row's value without vector and request, None if it has none; about 5 us."""
     fields = msgpack.unpackb(value)
-    if fields[_VECTOR] is None:
+    if fields[VECTOR] is None:
         return None
-    fields[_VECTOR] = fields[_GIVEN] = None
+    fields[VECTOR] = fields[GIVEN] = None
     packed: bytes = msgpack.packb(fields)
     return packed
+
+
+def with_vector(value: bytes, vector: bytes, given: Mapping[str, Any]) -> bytes:
+    """Return a row's value with the vector and the request that had moved into a file."""
+    fields = msgpack.unpackb(value)
+    fields[VECTOR], fields[GIVEN] = vector, dict(given)
+    packed: bytes = msgpack.packb(fields)
+    return packed
+
+
+def brought_along(value: bytes, sequence: int, number: int) -> bytes:
+    """Return a row's value as another shard keeps it, to which its slot came by an import."""
+    fields = msgpack.unpackb(value)
+    fields += _PLAIN[len(fields) - CHOSEN :]
+    fields[SEQUENCE], fields[BROUGHT] = sequence, number
+    packed: bytes = msgpack.packb(fields)
+    return packed
+
+
+def prediction_facts(value: bytes) -> list[Any]:
+    """Return what a row holds, by place; about 3 us."""
+    found: list[Any] = msgpack.unpackb(value)
+    return found
 
 
 def prediction_key(prediction_id: object) -> bytes:
@@ -151,6 +182,11 @@ def prediction_key(prediction_id: object) -> bytes:
     return raw[8:10] + raw[:8] + raw[10:]
 
 
+def slot_in(prediction_id: str) -> int:
+    """Return the slot in which a prediction lives, by its id."""
+    return int(prediction_id[16:20], 16)
+
+
 def lot_of(prediction_id: str) -> float:
     """Return the lot in [0, 1) by which a row is logged: xxh64 of the id's 16 bytes / 2^64."""
     return float(xxhash.xxh64_intdigest(bytes.fromhex(prediction_id)) * 2.0**-64)
@@ -165,7 +201,7 @@ class PredictionIds:
     """Makes ids, unique across restarts: a random start of 48 bits, then counting."""
 
     def __init__(self) -> None:
-        self._first = self._next = int.from_bytes(os.urandom(6), "big")
+        self._next = int.from_bytes(os.urandom(6), "big")
 
     def make(self, t_us: int, unit: str | None, slot: int | None = None) -> str:
         """Return a new id in `slot`, else in that of `unit`, else in any."""
@@ -174,11 +210,6 @@ class PredictionIds:
         if slot is None:
             slot = slot_of(unique if unit is None else unit.encode())
         return (t_us.to_bytes(8, "big") + slot.to_bytes(2, "big") + unique).hex()
-
-    def made(self, prediction_id: str) -> bool:
-        """Tell whether the id was made here, since this process started."""
-        behind = (int(prediction_id[20:], 16) - self._first) & _UNIQUE_MASK
-        return 0 < behind <= (self._next - self._first) & _UNIQUE_MASK
 
 
 class PredictionLog:
@@ -193,11 +224,17 @@ class PredictionLog:
         writer: Writer,
         rows_max: int,
         joined: "Callable[[Sequence[tuple[Prediction, Label]]], None] | None" = None,
+        touched: Callable[[WriteTransaction, Sequence[bytes]], None] | None = None,
     ) -> None:
-        """`joined` is called on the loop with labels that had come before their predictions."""
+        """`joined` is called on the loop with labels that had come before their predictions.
+
+        `touched` is called on the writer thread with the keys that are stored.
+        """
         self._writer = writer
         self._rows_max = rows_max
         self._joined = joined
+        self._touched = touched
+        self._recordings: set[asyncio.Future[None]] = set()
         self._waiting: list[Prediction] = []
         self.logged = 0
         self.dropped = 0
@@ -225,11 +262,31 @@ class PredictionLog:
             keys = [prediction_key(prediction.prediction_id) for prediction in waiting]
             for key, prediction in zip(keys, waiting, strict=True):
                 txn.put(Table.PREDICTIONS, key, prediction.encode())
-            _list_served(txn, keys)
+            list_served(txn, keys)
+            if self._touched is not None:
+                self._touched(txn, keys)
             return _labelled_before(txn, keys, waiting)
 
         if self._writer.post(write, size_bytes=256 * len(waiting), done=self._join):
             self._waiting = []
+
+    @contextmanager
+    def recording(self) -> Iterator[None]:
+        """Tell `settle` that rows of a request are being appended, in several turns of the loop."""
+        ended = asyncio.get_running_loop().create_future()
+        self._recordings.add(ended)
+        try:
+            yield
+        finally:
+            self._recordings.discard(ended)
+            ended.set_result(None)
+
+    async def settle(self) -> None:
+        """Return when all rows are stored whose recording had begun; they are few milliseconds."""
+        if self._recordings:
+            await asyncio.wait([*self._recordings])
+        self.flush()
+        await self._writer.write(lambda _: None)
 
     def _join(self, waited: "_Waited") -> None:
         joined, refused = waited
@@ -245,7 +302,8 @@ class PredictionLog:
             self._joined(joined)
 
 
-def _list_served(txn: WriteTransaction, keys: list[bytes]) -> None:
+def list_served(txn: WriteTransaction, keys: Sequence[bytes]) -> None:
+    """List what is stored, by the group's arrival: retention, files and pages go by that."""
     for start in range(0, len(keys), SERVED_KEYS_MAX):
         listed = keys[start : start + SERVED_KEYS_MAX]
         txn.put(Table.SERVED, arrival_key(txn.known_us, listed[0]), b"".join(listed))
@@ -279,15 +337,19 @@ def arrival_key(known_us: int, key: bytes) -> bytes:
     return known_us.to_bytes(8, "big") + key
 
 
-def scan_predictions(environment: Environment) -> Iterator[list[tuple[Prediction, "Label | None"]]]:
-    """Yield the logged predictions with their labels, in key order, one short snapshot a list."""
-    start = b""
+def scan_predictions(
+    environment: Environment, start: bytes = b"", stop: bytes | None = None
+) -> Iterator[list[tuple[Prediction, "Label | None"]]]:
+    """Yield the logged predictions with their labels, in key order, one short snapshot a list.
+
+    Of keys from `start` on and before `stop`, by default all.
+    """
     while True:
         with environment.snapshot() as snapshot:
             rows = [
                 row
                 for row, _ in zip(
-                    snapshot.scan(Table.PREDICTIONS, start), range(_SCAN_ROWS), strict=False
+                    snapshot.scan(Table.PREDICTIONS, start, stop), range(_SCAN_ROWS), strict=False
                 )
             ]
             labels = snapshot.get_many(Table.LABELS, [key for key, _ in rows])

@@ -10,8 +10,9 @@ from functools import partial
 from itertools import islice
 
 from mlpd.core.config import PredictionsConfig
-from mlpd.core.time import Clock
+from mlpd.core.time import DAY_US, Clock
 from mlpd.daemon.predictions import KEY_BYTES
+from mlpd.daemon.served_left import forget_left
 from mlpd.daemon.state import CatalogState
 from mlpd.features.event_ids import old_buckets, purge
 from mlpd.storage.environment import Environment
@@ -28,7 +29,12 @@ IDS_PER_WRITE = 2_000
 PAUSE_S = 0.05
 """Between two writes: the writer is the others' for four fifths of the time."""
 
+NOTES_PER_WRITE = 100
+"""Notes of slots that left, removed in one run."""
+
 _TIME_BYTES = 8
+_FILE_US = 2 * DAY_US
+"""A file of predictions has rows of one day, and goes when all of them are old."""
 
 _Remove = Callable[..., dict[str, int]]
 """Removes a part of what came before `before_us`; returns how many of what."""
@@ -58,7 +64,8 @@ class Retention:
         now_us, config = self._clock(), self._config
         await self._remove(Table.SERVED, now_us - config.retention_us, _remove_served)
         await self._remove(Table.ORPHANS, now_us - config.orphan_retention_us, _remove_orphans)
-
+        before_us = now_us - config.retention_us - _FILE_US
+        await self._writer.write(lambda txn: forget_left(txn, before_us, NOTES_PER_WRITE))
         await self._forget_ids()
 
     async def _forget_ids(self) -> None:

@@ -17,12 +17,14 @@ from typing import TYPE_CHECKING, Any
 from mlpd.core.errors import StorageFullError
 from mlpd.core.time import DAY_US, format_time, system_clock
 from mlpd.daemon.child import Send
-from mlpd.daemon.predictions import KEY_BYTES, Prediction, decode_prediction
+from mlpd.daemon.predictions import Prediction, decode_prediction, prediction_key
 from mlpd.daemon.served_files import TEMPORARY, ServedFile, load_files, next_number, served_through
 from mlpd.daemon.served_frames import POSITION, Placed, encode_request, from_frame, to_frame
+from mlpd.daemon.served_left import listed_keys, load_left
 from mlpd.daemon.served_pages import ServedSelection, read_file, read_page
 from mlpd.storage.environment import Environment
 from mlpd.storage.files import DataDirectory, fsync_dir, fsync_file, make_dirs
+from mlpd.storage.lineage import load_lineage
 from mlpd.storage.segment_files import write_parquet
 from mlpd.storage.tables import Table
 
@@ -126,10 +128,26 @@ def read_predictions(environment: Environment, directory: Path) -> Iterator[list
     """Yield the predictions of all files, a file at a time."""
     with environment.snapshot() as snapshot:
         numbers = [file.number for file in load_files(snapshot)]
+        has_lineage = load_lineage(snapshot) is not None
     for number in numbers:
         frame = read_file(environment, directory, number)
         if frame is not None:
-            yield [*from_frame(frame)]
+            found = [*from_frame(frame)]
+            yield [*_with_imports(environment, found)] if has_lineage else found
+
+
+def _with_imports(
+    environment: Environment, predictions: Sequence[Prediction]
+) -> Iterator[Prediction]:
+    """Yield predictions with the import that brought them, which files don't have."""
+    for start in range(0, len(predictions), _GET_ROWS):
+        part = predictions[start : start + _GET_ROWS]
+        with environment.snapshot() as snapshot:
+            keys = [prediction_key(p.prediction_id) for p in part]
+            values = snapshot.get_many(Table.PREDICTIONS, keys)
+        for prediction, key, value in zip(part, keys, values, strict=True):
+            brought = 0 if value is None else decode_prediction(key, bytes(value)).brought
+            yield replace(prediction, brought=brought)
 
 
 def write(directory: Path, file: ServedFile, frame: "pl.DataFrame") -> ServedFile:
@@ -161,6 +179,7 @@ def _list(
     while rows < rows_max:
         found = []
         with environment.snapshot() as snapshot:
+            left = load_left(snapshot)
             for _, row in zip(range(_GET_ROWS), snapshot.scan(Table.SERVED, start), strict=False):
                 found.append(row)
         if not found:
@@ -170,7 +189,7 @@ def _list(
             if rows >= rows_max or (day is not None and this != day):
                 return
             day = this
-            keys = [value[i : i + KEY_BYTES] for i in range(0, len(value), KEY_BYTES)]
+            keys = listed_keys(position, value, left)
             rows += len(keys)
             yield position, keys
         start = found[-1][0] + b"\x00"

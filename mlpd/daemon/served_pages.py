@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mlpd.core.errors import InternalError
-from mlpd.daemon.predictions import KEY_BYTES, Label, decode_prediction, prediction_key
+from mlpd.daemon.predictions import Label, decode_prediction, prediction_key, slot_in
 from mlpd.daemon.served_files import ServedFile, load_files, served_through
 from mlpd.daemon.served_frames import POSITION, SERVED, Placed, to_frame
+from mlpd.daemon.served_left import Left, listed_keys, load_left
 from mlpd.storage.environment import Environment
 from mlpd.storage.offline import RESCANS
 from mlpd.storage.tables import Table
@@ -86,15 +87,25 @@ def read_file(environment: Environment, directory: Path, number: int) -> "pl.Dat
     for _ in range(RESCANS):
         with environment.snapshot() as snapshot:
             file = next((f for f in load_files(snapshot) if f.number == number), None)
+            left = load_left(snapshot)
         if file is None:
             return None
         with suppress(FileNotFoundError):  # else it was written anew
-            return pl.read_parquet(directory / file.path, glob=False)
+            frame = pl.read_parquet(directory / file.path, glob=False)
+            return frame if left is None else without_left(frame, left)
     raise InternalError(
         f"the file of predictions {file.path if file else number} is not there",
         code="served_file_missing",
         hint="Run mlpd fsck; restore a backup.",
     )
+
+
+def without_left(frame: "pl.DataFrame", left: Left) -> "pl.DataFrame":
+    """Return the rows of a file that are still of this shard; 1 us each."""
+    ids = frame["prediction_id"].to_list()
+    slots = np.array([slot_in(name) for name in ids], np.int64)
+    arrived_us = frame[SERVED].to_physical().to_numpy()
+    return frame.filter(~left.gone(slots, arrived_us))
 
 
 def _read_file(
@@ -121,6 +132,7 @@ def _read_tail(
     rows: list[Placed] = []
     last: bytes | None = None
     with environment.snapshot() as snapshot:
+        left = load_left(snapshot)
         listed = [
             row
             for _, row in zip(
@@ -132,7 +144,7 @@ def _read_tail(
         if served_through(snapshot) > position:  # a file has them since: ask again
             return to_frame([]), position
         for last, value in listed:
-            keys = [value[i : i + KEY_BYTES] for i in range(0, len(value), KEY_BYTES)]
+            keys = listed_keys(last, value, left)
             stored = snapshot.get_many(Table.PREDICTIONS, keys)
             rows += [
                 (last, decode_prediction(key, bytes(row)))

@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mlpd.core.hashing import SLOTS
 from mlpd.core.time import system_clock
 from mlpd.daemon.predictions import Prediction
 from mlpd.daemon.served_child import read_predictions
 from mlpd.storage.environment import Environment
 from mlpd.storage.files import DataDirectory
+from mlpd.storage.map_store import FileMapStore
 from mlpd.storage.tables import Table
 
 SNAPSHOT_ROWS = 20_000
@@ -39,19 +41,28 @@ class ServedPart:
 def scan_served(request: Mapping[str, Any]) -> Iterator[ServedPart]:
     """Yield the prediction log in key order; `request`: `directory`, `start_us` and `end_us`."""
     paths = DataDirectory(Path(request["directory"]))
-    start = b""
+    start, owned = b"", _owned(paths)
     with Environment.open(paths.lmdb, clock=system_clock, readonly=True) as environment:
         while True:
             with environment.snapshot() as snapshot:
                 seen = list(islice(snapshot.scan(Table.PREDICTIONS, start), SNAPSHOT_ROWS))
                 keys = [key for key, _ in seen]
                 labels = snapshot.get_many(Table.LABELS, keys)
-            t_us = np.frombuffer(b"".join(keys), _KEY)["t_us"].astype(np.int64)
+            fields = np.frombuffer(b"".join(keys), _KEY)
+            t_us = fields["t_us"].astype(np.int64)
             inside = (t_us >= request["start_us"]) & (t_us < request["end_us"])
+            inside &= owned[fields["slot"]]
             yield ServedPart(keys, t_us, inside, [value for _, value in seen], labels)
             if len(seen) < SNAPSHOT_ROWS:
                 return
             start = keys[-1] + b"\x00"
+
+
+def _owned(paths: DataDirectory) -> NDArray[np.bool_]:
+    """Return per slot whether the map gives it to this shard: others arrive, or have left."""
+    member = FileMapStore(paths.root).load()
+    flags = b"\x01" * SLOTS if member is None else member.flags
+    return np.frombuffer(flags, np.uint8).astype(np.bool_)
 
 
 def read_files(request: Mapping[str, Any]) -> Iterator[list[Prediction]]:

@@ -16,9 +16,12 @@ from mlpd.core.errors import MlpdError, TooLargeError, UnavailableError, Validat
 from mlpd.core.hashing import slot_of
 from mlpd.daemon.experiments import Experiments
 from mlpd.daemon.live_experiment import LiveExperiment
+from mlpd.daemon.ownership import Ownership
+from mlpd.daemon.part import slots_moving
 from mlpd.experiments.records import UnitRecord, observe, retract
 from mlpd.experiments.spec import ExperimentSpec
 from mlpd.storage.environment import Environment
+from mlpd.storage.moved_keys import OUTCOME
 from mlpd.storage.tables import Table
 from mlpd.storage.transactions import WriteTransaction
 from mlpd.storage.writer import Writer
@@ -44,10 +47,17 @@ class _Row:
 class UnitOutcomes:
     """Takes outcomes by unit; every method belongs to the loop."""
 
-    def __init__(self, experiments: Experiments, environment: Environment, writer: Writer) -> None:
+    def __init__(
+        self,
+        experiments: Experiments,
+        environment: Environment,
+        writer: Writer,
+        ownership: Ownership | None = None,
+    ) -> None:
         self._experiments = experiments
         self._environment = environment
         self._writer = writer
+        self._ownership = ownership
         self._ready = False
 
     async def record(self, name: str, outcomes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -78,7 +88,7 @@ class UnitOutcomes:
             )
         rows, rejected = _parse(live, outcomes)
         replaced = await self._writer.write(
-            lambda txn: [_put(txn, row) for row in rows], size_bytes=128 * len(rows)
+            lambda txn: self._put(txn, rows), size_bytes=128 * len(rows)
         )
         for number, (row, old) in enumerate(zip(rows, replaced, strict=True), start=1):
             _take(live, row.unit, old, row.values)
@@ -86,6 +96,31 @@ class UnitOutcomes:
                 await asyncio.sleep(0)
         again = sum(old is not None for old in replaced)
         return {"accepted": len(rows), "replaced": again, "rejected": rejected}
+
+    def _put(self, txn: WriteTransaction, rows: Sequence[_Row]) -> list[Values | None]:
+        """Store outcomes, but not while units may be on their way: which ones isn't known here."""
+        if self._ownership is not None:
+            moves = self._ownership.moves
+            if moves.leaving is not None and moves.leaving.state != "copying":
+                raise slots_moving(None)
+            self._ownership.note_changed(txn, OUTCOME, [row.key for row in rows])
+        return [_put(txn, row) for row in rows]
+
+    def pause(self) -> None:
+        """Refuse outcomes, as after a start, until those that came are taken in."""
+        self._ready = False
+
+    async def take_in(self, keys: Sequence[bytes]) -> None:
+        """Take in outcomes that came with their units, and go on."""
+        for start in range(0, len(keys), _SLICE_ROWS):
+            with self._environment.snapshot() as snapshot:
+                part = keys[start : start + _SLICE_ROWS]
+                values = snapshot.get_many(Table.UNITS, part)
+            for key, value in zip(part, values, strict=True):
+                if value is not None:
+                    self._take_stored(key, msgpack.unpackb(value))
+            await asyncio.sleep(0)
+        self._ready = True
 
     async def rebuild(self) -> int:
         """Take in what is stored, after the predictions; returns how many.  Once, at start."""
@@ -116,8 +151,13 @@ class UnitOutcomes:
 
 def outcome_key(name: str, unit: str, outcome_id: str) -> bytes:
     """Return the key of an outcome in UNITS: it begins with the slot of its unit."""
+    return unit_prefix(name, unit) + outcome_id.encode()
+
+
+def unit_prefix(name: str, unit: str) -> bytes:
+    """Return what the keys of all outcomes of a unit in an experiment begin with."""
     raw = unit.encode()
-    return slot_of(raw).to_bytes(2, "big") + b"\x00".join([name.encode(), raw, outcome_id.encode()])
+    return slot_of(raw).to_bytes(2, "big") + b"\x00".join([name.encode(), raw, b""])
 
 
 def split_key(key: bytes) -> tuple[str, str, str]:

@@ -8,7 +8,7 @@ from typing import Any, Final, Literal
 from mlpd.core.errors import DefinitionError, InternalError
 from mlpd.experiments.estimates import Cell
 from mlpd.experiments.metric import Metric
-from mlpd.experiments.records import UnitRecord, pair_of
+from mlpd.experiments.records import Pair, UnitRecord, pair_of
 from mlpd.experiments.rendezvous import Rendezvous, checked_total
 from mlpd.experiments.spec import ExperimentSpec
 from mlpd.experiments.srm import SampleRatio, sample_ratio
@@ -94,32 +94,53 @@ class ExperimentState:
             state.apply(unit, None, record)
         return state
 
-    def apply(self, unit: str, old: UnitRecord | None, new: UnitRecord) -> None:
-        """Take in that a unit's record went from `old` (None if new) to `new`.
+    def apply(self, unit: str, old: UnitRecord | None, new: UnitRecord | None) -> None:
+        """Take in that a unit's record went from `old` (None if new) to `new` (None if gone).
 
         The sums then equal those of `from_records` up to rounding.
         """
-        if new.phase >= len(self.phases):
+        known = new or old
+        if known is None:
+            return
+        if known.phase >= len(self.phases):
             raise InternalError(
                 f"unit {unit!r} of experiment {self.spec.name!r} was exposed in phase "
-                f"{new.phase + 1}, but only {len(self.phases)} have begun"
+                f"{known.phase + 1}, but only {len(self.phases)} have begun"
             )
         before = self._standing(unit, old) if old else None
-        after = self._standing(unit, new)
-        if before is None or old is None:
-            self.exposed[new.phase, new.arm] += 1
-        else:
-            self.standing[before] -= 1
-        self.standing[after] += 1
+        after = self._standing(unit, new) if new else None
+        self._count(self.standing, before, after)
+        place = known.phase, known.arm
+        self._count(self.exposed, place if old else None, place if new else None)
         for i, metric in enumerate(self.spec.metrics):
             pair_before = pair_of(old, i, metric) if old and before == "kept" else None
-            pair_after = pair_of(new, i, metric) if after == "kept" else None
+            pair_after = pair_of(new, i, metric) if new and after == "kept" else None
             if pair_before != pair_after:
-                value = self._covariate(metric, new)
+                value = self._covariate(metric, known)
                 if metric.covariate is not None and value is None:
                     continue
-                key = (new.phase, metric.name, new.arm)
-                self.cells[key] = self.cells.get(key, Cell()).change(pair_before, pair_after, value)
+                self._change((known.phase, metric.name, known.arm), pair_before, pair_after, value)
+
+    @staticmethod
+    def _count(counter: Counter[Any], before: Any, after: Any) -> None:
+        """Move one from a place to another; nothing is left of a place with none."""
+        if before == after:
+            return
+        if before is not None:
+            counter[before] -= 1
+            if not counter[before]:
+                del counter[before]
+        if after is not None:
+            counter[after] += 1
+
+    def _change(
+        self, key: tuple[int, str, str], old: Pair | None, new: Pair | None, value: float | None
+    ) -> None:
+        cell = self.cells.get(key, Cell()).change(old, new, value)
+        if cell.moments.n:
+            self.cells[key] = cell
+        else:
+            self.cells.pop(key, None)
 
     def copy(self) -> "ExperimentState":
         """Return the sums as they are now, for another thread; what they are made of is shared."""

@@ -105,6 +105,12 @@ class Credits:
             self._count(known, -1)
             self._count(new, 1)
 
+    def forget(self, unit: str) -> None:
+        """Take a unit out, with its clicks."""
+        known = self._units.pop(unit, None)
+        if known is not None:
+            self._count(known, -1)
+
     def preference(self, alpha: float) -> Preference:
         """Return what the clicks say; below 1 ms, however many units there are."""
         return judge(len(self._units), self._clicked, self._first, self._second, alpha)

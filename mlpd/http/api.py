@@ -274,8 +274,9 @@ def _build_moves(daemon: Daemon) -> list[Route]:
         Route("GET", path, "read", moves.show, answer=m.MOVES),
         Route("POST", f"{path}/survey", "admin", moves.survey, m.SURVEY, m.SURVEYED),
         Route("POST", f"{path}/digest", "admin", moves.digest, m.DIGEST, m.DIGESTED),
-        Route("POST", f"{path}/leaving", "admin", moves.leave, m.LEAVING, m.MOVES),
+        Route("POST", f"{path}/leaving", "admin", moves.leave, m.LEAVING, m.LEFT),
         Route("POST", f"{path}/history", "read", moves.history, m.HISTORY, m.CHUNK),
+        Route("POST", f"{path}/predictions", "admin", moves.predictions, m.PREDICTIONS, m.CHUNK),
         Route("POST", f"{path}/arriving", "admin", moves.arrive, m.ARRIVING, m.MOVES),
         Route("POST", f"{path}/import", "admin", moves.take, m.IMPORT, m.MOVES),
     ]

@@ -68,7 +68,8 @@ class EraseHandlers:
             raise ConflictError(
                 "slots move just now: what was erased here could come back with them",
                 code="move_under_way",
-                hint="Send the order again when the move is done; mlpd shard status shows it.",
+                hint="When the move is done, send the order again to every shard, also to those "
+                "that have carried it out: the entity may have come back there.",
             )
         receipt = await self._daemon.erase.run(fields["entity"], fields["keys"])
         return await respond(request, receipt)

@@ -12,6 +12,7 @@ from mlpd.core.errors import ConflictError, ValidationError
 from mlpd.core.names import check_name
 from mlpd.core.time import parse_time
 from mlpd.daemon.app import Daemon
+from mlpd.daemon.moved_predictions import BASE, POSITION_BYTES_MAX, TAIL
 from mlpd.http.shapes import Field, Shape
 from mlpd.http.wire import read_fields, respond
 from mlpd.storage.moves_store import LeavingState
@@ -26,11 +27,19 @@ MOVES = Shape(
         "arriving": Field("object", "What arrives: the same, through, rows; or null."),
     }
 )
+LEFT = Shape(
+    {
+        **MOVES.fields,
+        "experiments": Field("object", "Digests of those with units here, to begin and to pause."),
+        "removed": Field("integer", "Rows that went, to finish."),
+    }
+)
 SURVEY = Shape({"slots": _SLOTS})
 SURVEYED = Shape(
     {
-        "parts": Field("rows", "What moves at once: slots, and their online rows."),
+        "parts": Field("rows", "What moves at once: slots, their online rows, predictions."),
         "rows": Field("integer", "Online rows in all."),
+        "predictions": Field("integer", "Served rows in all."),
         "size_bytes": Field("integer", "About what the log and online rows take here."),
         "definitions": Field("text", "Digest of those that run."),
     }
@@ -42,6 +51,8 @@ DIGESTED = Shape(
         "rows": Field("integer", "Online rows of views that run."),
         "at": Field("time", "The moment of the reads."),
         "horizons": Field("object", "By source, before which time history is gone."),
+        "served": Field("text", "16 hex digits over predictions and labels of the slots."),
+        "predictions": Field("integer", "How many of both there are."),
     }
 )
 LEAVING = Shape(
@@ -56,6 +67,9 @@ LEAVING = Shape(
         "slots": Field("text", "To begin: which."),
         "shard": Field("text", "To begin: where they go."),
     }
+)
+PREDICTIONS = Shape(
+    {"move": _MOVE, "after": Field("text", "Position behind which it begins.", required=True)}
 )
 HISTORY = Shape(
     {"move": _MOVE, "after": Field("integer", "Sequence behind which it begins.", required=True)}
@@ -73,10 +87,12 @@ ARRIVING = Shape(
         "slots": Field("text", "To begin: which."),
         "shard": Field("text", "To begin: where they come from."),
         "definitions": Field("text", "To begin: digest of those of the source."),
+        "experiments": Field("object", "To begin, to seal: digests of the source's, by name."),
         "size_bytes": Field("integer", "To begin: about what the source holds."),
         "dry_run": Field("flag", "To begin: change nothing, say what would be refused."),
         "through": Field("integer", "To seal: the last sequence of the source that is needed."),
         "horizons": Field("object", "To seal: those of the source."),
+        "served": Field("text", "To seal: position of the source's last prediction."),
     }
 )
 IMPORT = Shape({"move": _MOVE, "chunk": Field("any", "What `history` answered.", required=True)})
@@ -122,6 +138,13 @@ class MoveHandlers:
         chunk = await self._daemon.departures.events(fields["move"], after)
         return await respond(request, {"chunk": chunk})
 
+    async def predictions(self, request: web.Request) -> web.Response:
+        """Return the prediction log of the slots that leave, behind a position, by chunks."""
+        fields = await read_fields(request, PREDICTIONS)
+        after = _position(fields["after"])
+        chunk = await self._daemon.departures.predictions(fields["move"], after)
+        return await respond(request, {"chunk": chunk})
+
     async def arrive(self, request: web.Request) -> web.Response:
         """Make the target take a step of a move; one that was taken may be asked for again."""
         fields = await read_fields(request, ARRIVING)
@@ -134,13 +157,20 @@ class MoveHandlers:
                 slots,
                 shard,
                 definitions=definitions,
+                experiments=fields["experiments"],
                 size_bytes=fields["size_bytes"] or 0,
                 dry_run=bool(fields["dry_run"]),
             )
         elif step == "seal":
             (through,) = _needed(fields, "through")
             horizons = _horizons(fields["horizons"] or {})
-            answer = await arrivals.seal(move, _sequence("through", through), horizons)
+            answer = await arrivals.seal(
+                move,
+                _sequence("through", through),
+                horizons,
+                served=_position(fields["served"] or "").hex(),
+                experiments=fields["experiments"],
+            )
         elif step == "cancel":
             answer = await arrivals.cancel(move)
         else:
@@ -178,6 +208,20 @@ def _sequence(name: str, value: int) -> int:
             hint="0, for none, up to the newest one of the source.",
         )
     return value
+
+
+def _position(text: str) -> bytes:
+    try:
+        found = bytes.fromhex(text)
+    except ValueError:
+        found = b"?"
+    if found and (found[:1] not in (BASE, TAIL) or len(found) > POSITION_BYTES_MAX):
+        raise ValidationError(
+            f"{text[:60]!r} is no position",
+            code="invalid_position",
+            hint="Empty, to begin, or the one that the chunk before ended at, in hex.",
+        )
+    return found
 
 
 def _horizons(given: dict[str, Any]) -> dict[str, int]:

@@ -129,6 +129,28 @@ class PerformanceTable:
         """Note that `count` more predictions belong to a cohort: what coverage is measured by."""
         self._open(key).predictions += count
 
+    def take_out(
+        self, key: CohortKey, score: float, outcome: Outcome | None, revisions: int
+    ) -> None:
+        """Forget one prediction of a cohort, with its label and how often that was revised.
+
+        Nothing is left of a cohort without predictions; one that was dropped before stays so.
+        """
+        cohort = self._cohorts.get(key)
+        if cohort is None:
+            return
+        if outcome is not None:
+            cohort.note(score, outcome, -1)
+        cohort.predictions -= 1
+        cohort.revisions -= min(revisions, cohort.revisions)
+        if cohort.predictions <= 0:
+            del self._cohorts[key]
+
+    def add_revisions(self, key: CohortKey, count: int) -> None:
+        """Note that a label which is new here was revised so often before."""
+        if count:
+            self._open(key).revisions += count
+
     def record(
         self, key: CohortKey, score: float, old: Outcome | None, new: Outcome | None
     ) -> None:

@@ -115,6 +115,10 @@ class Lineage:
         answer: NDArray[np.bool_] = self._live_from[slots] <= sequences
         return answer
 
+    def came_by(self, slots: Int64s) -> Int64s:
+        """Return the number of the import by which each slot came last, 0 where by none."""
+        return self._latest[slots]
+
     def with_companions(self, slots: Iterable[int]) -> list[int]:
         """Return slots with all others that came by the same imports, ascending.
 

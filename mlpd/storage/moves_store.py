@@ -45,8 +45,8 @@ class Leaving:
 class Arriving:
     """Slots that arrive from `shard`.
 
-    `through`: the last sequence of the source that is here.  `number`: of the import in the
-    lineage.
+    `through`: the last sequence of the source that is here; `served`, in hex, how far its
+    predictions are.  `number`: of the import in the lineage.
     """
 
     move: str
@@ -57,6 +57,8 @@ class Arriving:
     state: ArrivingState = "importing"
     through: int = 0
     rows: int = 0
+    served: str = ""
+    predictions: int = 0
 
     @property
     def flags(self) -> bytes:

@@ -117,6 +117,7 @@ CALLS: dict[str, Callable[[Any], Any]] = {
     "POST /v1/cluster/moves/digest": lambda c: c.cluster.digest("0-9", at=1),
     "POST /v1/cluster/moves/leaving": lambda c: c.cluster.leave("pause", "m"),
     "POST /v1/cluster/moves/history": lambda c: c.cluster.history("m", 3),
+    "POST /v1/cluster/moves/predictions": lambda c: c.cluster.predictions("m", "62"),
     "POST /v1/cluster/moves/arriving": lambda c: c.cluster.arrive("seal", "m", through=3),
     "POST /v1/cluster/moves/import": lambda c: c.cluster.take("m", b"chunk"),
     "POST /v1/backup": lambda c: c.backup("/backups/one", copy=True),

@@ -167,6 +167,83 @@ class Load:
                 time.sleep(0.01)
 
 
+class Serving:
+    """Clients that ask for predictions of the route person and label them; all ids are kept."""
+
+    def __init__(self, urls: list[str], users: list[str]) -> None:
+        self._urls, self._users = urls, users
+        self._stop = threading.Event()
+        self.ids: list[str] = []
+        self.labelled: list[str] = []
+        self.failures: list[str] = []
+        self.waits_s: list[float] = []
+
+    @contextmanager
+    def running(self) -> Iterator["Serving"]:
+        threads = [threading.Thread(target=work) for work in (self._predict, self._label)]
+        for thread in threads:
+            thread.start()
+        try:
+            yield self
+        finally:
+            self._stop.set()
+            for thread in threads:
+                thread.join()
+
+    def _predict(self) -> None:
+        rng = random.Random(5)
+        with Client(self._urls, timeout_s=20) as client:
+            while not self._stop.is_set():
+                rows = [{"user": rng.choice(self._users), "age": rng.random()} for _ in range(3)]
+                began_s = time.monotonic()
+                try:
+                    found = client.predict("person", rows)["predictions"]
+                except MlpdError as error:
+                    self.failures.append(f"predict {error.code}: {error.message}")
+                    continue
+                self.waits_s.append(time.monotonic() - began_s)
+                self.failures += [f"row: {one['error']}" for one in found if "error" in one]
+                self.ids += [one["prediction_id"] for one in found if "error" not in one]
+                time.sleep(0.01)
+
+    def _label(self) -> None:
+        with Client(self._urls, timeout_s=20) as client:
+            while not self._stop.is_set() or len(self.labelled) < len(self.ids) // 2:
+                waiting = self.ids[len(self.labelled) * 2 :: 2][:20]  # each second one
+                try:
+                    rows = [{"prediction_id": name, "label": name[-1] > "7"} for name in waiting]
+                    answer = client.feedback(rows)
+                except MlpdError as error:
+                    self.failures.append(f"feedback {error.code}: {error.message}")
+                    continue
+                if answer["orphans"] or answer["rejected"]:
+                    self.failures.append(f"labels: {answer}")
+                self.labelled += waiting
+                time.sleep(0.02)
+
+
+def check_served(urls: list[str], ids: list[str], labelled: list[str]) -> None:
+    """Check that predictions and labels count once each, over all shards, and are found by id."""
+    with Client(urls) as client:
+        again = client.feedback([{"prediction_id": n, "label": n[-1] > "7"} for n in labelled])
+        assert (again["orphans"], again["conflicts"], again["joined"]) == (0, 0, 0), again
+        assert again["accepted"] == len(labelled)
+    wanted = len(ids), len(labelled)
+    until_s = time.monotonic() + 30
+    while (found := _sums(urls)) != wanted and time.monotonic() < until_s:
+        time.sleep(0.05)  # after a start they are counted in the background
+    assert found == wanted
+
+
+def _sums(urls: list[str]) -> tuple[int, int]:
+    cohorts = []
+    for url in urls:
+        with Client(url) as client:
+            cohorts += client.performance("person")["cohorts"]
+    every = [one for one in cohorts if one["period"] == "all"]
+    return sum(one["predictions"] for one in every), sum(one["labelled"] for one in every)
+
+
 def counts_of(urls: list[str]) -> tuple[dict[str, int], dict[str, int]]:
     """Return what users and shops count, read through the cluster."""
     with Client(urls) as client:

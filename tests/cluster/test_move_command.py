@@ -16,6 +16,7 @@ from mlpd.client import Client
 from mlpd.client.operations import Cluster
 from mlpd.core.definitions import build_document
 from mlpd.core.errors import ConflictError, NotFoundError
+from mlpd.core.hashing import slot_of
 from mlpd.core.shards import Shard, ShardMap
 from mlpd.daemon import leaving
 from mlpd.storage.tables import Table
@@ -133,18 +134,6 @@ def test_what_cannot_move_is_refused_by_name_and_nothing_moves(
     with Client(three[2].url) as client:
         client.cluster.put_map(foreign.to_dict(), shard="c", expected=0)
     refused("other_cluster", "add", f"c={three[2].url}")
-    slot = two.slots_of("a")[5]
-    with three[0].daemon.environment.snapshot() as snapshot:
-        assert snapshot.sequence > 0
-    put_label(three[0], slot)
-    refused("slots_hold_predictions", "move", "0-99", "--to", "b")
-
-
-def put_label(edge: Any, slot: int) -> None:
-    """Store a label in a slot, which makes it an orphan there."""
-    label = {"prediction_id": f"{1:016x}{slot:04x}{1:012x}", "label": 1}
-    status, answer, _ = edge.call("POST", "/v1/feedback", {"labels": [label]})
-    assert (status, answer["orphans"]) == (200, 1), answer
 
 
 def test_a_second_move_waits_for_the_first(three: Any, two: ShardMap, mlpd: Run) -> None:
@@ -174,6 +163,32 @@ def test_a_second_move_waits_for_the_first(three: Any, two: ShardMap, mlpd: Run)
     assert t.map_at(three[1].url).owner(50).name == "a"
     done = json.loads(mlpd("shard", "move", "0-99", "--to", "b", "--yes", "--json").output)
     assert [one["slots"] for one in done["moved"]] == ["0-99"]
+
+
+def test_an_order_to_erase_that_a_beginning_move_crosses_is_sent_again_to_all(
+    three: Any, two: ShardMap
+) -> None:
+    """The target has carried it out, then the source refuses it, and the entity comes back."""
+    a, b, _ = (edge.url for edge in three)
+    name = next(n for n in t.USERS if two.owner(slot_of(b"s" + n.encode() + b"\0\0")).name == "a")
+    with Client(b) as client:
+        receipt = client.erase("user", [{"user": name}])
+        assert receipt["online_rows"] == 0
+
+    def refused_there(step: str) -> None:
+        if step == "after arrive begin":
+            for url in (a, b):
+                with Client(url) as client, pytest.raises(ConflictError) as raised:
+                    client.erase("user", [{"user": name}])
+                assert raised.value.code == "move_under_way"
+                assert "to every shard" in raised.value.hint
+
+    t.move(two, two.slots_of("a"), "b", refused_there)
+    assert t.counts_of([a, b])[0][name]  # here it is again
+    for url in (a, b):
+        with Client(url) as client:
+            client.erase("user", [{"user": name}])
+    assert not t.counts_of([a, b])[0][name]
 
 
 def test_a_move_is_finished_although_some_of_its_slots_went_elsewhere(
@@ -206,10 +221,6 @@ def test_what_comes_in_between_cancels_the_move(three: Any, two: ShardMap) -> No
             with Client(b) as client:
                 client.apply(t.SMALLER)
 
-    def predict(step: str) -> None:
-        if step == "before leave pause":
-            put_label(three[0], two.slots_of("a")[5])
-
     def lose_a_row(step: str) -> None:
         """Something is not as it was at the source: the digests tell."""
         if step == "after arrive seal":
@@ -223,7 +234,6 @@ def test_what_comes_in_between_cancels_the_move(three: Any, two: ShardMap) -> No
     for hook, code in (
         (lose_a_row, "checksum_differs"),
         (apply_other, "definitions_changed"),
-        (predict, "slots_hold_predictions"),
     ):
         with pytest.raises(ConflictError) as raised:
             t.move(t.map_at(a), two.slots_of("a"), "b", hook)

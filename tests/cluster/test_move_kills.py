@@ -144,6 +144,98 @@ def test_daemons_that_are_killed_at_any_step_hold_all_afterwards(
         assert t.counts_of(urls) == want, (number, victim, steps[number - 1])
 
 
+def serve(members: dict[str, Process], m: Any, archive: bytes) -> ShardMap:
+    """Make a cluster that holds sales and serves the route person."""
+    made = make_cluster(m, members)
+    for process in members.values():
+        with Client(process.url) as client:
+            client.apply(m.DOCUMENT)
+            client.models.adopt(archive)
+            client.models.move_alias("person", "champion", 1)
+            arms = [{"model": "person@champion"}]
+            client.routes.put("person", {"service": "person", "arms": arms})
+    with Client([process.url for process in members.values()]) as client:
+        client.events.send("sales", m.sale_columns(200))
+    return made
+
+
+def archive_of(trio: Any) -> bytes:
+    with Client(trio.single.url) as client:
+        found: bytes = client.models.archive("person", 1)
+        return found
+
+
+def test_no_kill_loses_or_doubles_what_was_served(
+    members: dict[str, Process], trio: Any, cluster_module: Any
+) -> None:
+    """The sweep of above, with predictions and labels; some more come after each move."""
+    m, urls = cluster_module, [process.url for process in members.values()]
+    made = serve(members, m, archive_of(trio))
+    ids: list[str] = []
+    labelled: list[str] = []
+
+    def serve_more() -> None:
+        with Client(urls) as client:
+            rows = [{"user": name, "age": 0.5} for name in m.USERS]
+            new = [one["prediction_id"] for one in client.predict("person", rows)["predictions"]]
+            labels = [{"prediction_id": name, "label": name[-1] > "7"} for name in new[::2]]
+            assert client.feedback(labels)["joined"] == len(labels)
+        ids.extend(new)
+        labelled.extend(new[::2])
+
+    serve_more()
+    hook, steps = t.ends_at(0)
+    made, _ = t.move(made, MOVED, "b", hook)
+    steps = [step for step in steps if step.startswith("after")]
+    rng = random.Random(f"served {PROFILE}")
+    for _ in range(KILLS):
+        source = made.owner(MOVED[0]).name
+        target = "b" if source == "a" else "a"
+        number, victim = rng.randrange(len(steps)) + 1, rng.choice("ab")
+        count = 0
+
+        def strike(step: str, number: int = number, victim: str = victim) -> None:
+            nonlocal count
+            count += step.startswith("after")
+            if count == number and step.startswith("after"):
+                members[victim].kill()
+
+        with suppress(MlpdError):
+            t.move(made, MOVED, target, strike)
+        members[victim].start()
+        made, _ = t.move(made, MOVED, target)
+        assert made.owner(MOVED[0]).name == target
+        t.check_served(urls, ids, labelled)
+        serve_more()
+    t.check_served(urls, ids, labelled)
+
+
+def test_moves_under_load_of_predictions_and_labels_lose_nothing_and_double_nothing(
+    members: dict[str, Process], trio: Any, cluster_module: Any
+) -> None:
+    m, urls = cluster_module, [process.url for process in members.values()]
+    made = serve(members, m, archive_of(trio))
+    serving, pauses = t.Serving(urls, m.USERS), []
+    sent = 0
+    with serving.running():
+        time.sleep(0.5)
+        for target in ("b", "c", "a") * (10 if NIGHTLY else 1):
+            made, moved = t.move(made, range(5461), target)
+            pauses += [one.pause_s for one in moved]
+            with Client(urls) as client:
+                columns = {k: v[sent : sent + 50] for k, v in m.sale_columns().items()}
+                sent += client.events.send("sales", columns)["accepted"]
+    print("pauses in ms:", [round(1000 * pause) for pause in sorted(pauses)])  # noqa: T201 - a measurement
+    waits = [round(1000 * wait) for wait in sorted(serving.waits_s)]
+    print("longest predictions in ms:", waits[-8:], "of", len(waits))  # noqa: T201 - a measurement
+    assert not serving.failures
+    assert len(serving.ids) > 20
+    t.check_served(urls, serving.ids, serving.labelled)
+    for url in urls:
+        with Client(url) as client:
+            assert client.run_consistency()["mismatches"] == 0
+
+
 def test_moves_under_load_lose_nothing_and_double_nothing(
     members: dict[str, Process], cluster_module: Any
 ) -> None:

@@ -20,6 +20,8 @@ from mlpd.core.errors import ConflictError, MlpdError
 from mlpd.core.shards import ShardMap
 from mlpd.core.time import system_clock
 from mlpd.daemon import moved_events, moves_child
+from mlpd.daemon.moved_predictions import Served
+from mlpd.daemon.predictions import Label
 from tests.cluster import moving as t
 
 pytestmark = pytest.mark.timeout(300)
@@ -63,6 +65,12 @@ def test_a_cancellation_that_comes_too_late_lets_the_move_be_finished(
         assert not list(pending(newest, connect))
 
 
+def served(key: bytes) -> bytes:
+    """A chunk with the label of one prediction."""
+    chunk = Served(b"", b"t", [(key, None, Label(1.0, 1).encode())])
+    return chunk.encode()
+
+
 def test_steps_with_rubbish_are_refused_and_the_move_goes_on(three: Any, made: ShardMap) -> None:
     def hook(step: str) -> None:
         if step == "after arrive begin":
@@ -76,6 +84,12 @@ def test_steps_with_rubbish_are_refused_and_the_move_goes_on(three: Any, made: S
         for call, code in (
             (lambda: source.cluster.history(move, -1), "invalid_sequence"),
             (lambda: source.cluster.history(move, 2**63), "invalid_sequence"),
+            (lambda: source.cluster.predictions(move, "no hex"), "invalid_position"),
+            (lambda: source.cluster.predictions(move, "70" + 16 * "00"), "invalid_position"),
+            (lambda: source.cluster.predictions(move, "62" + 26 * "00"), "invalid_position"),
+            (lambda: target.cluster.take(move, b"rubbish"), "damaged_chunk"),
+            (lambda: target.cluster.take(move, served(b"\xff\xff" + bytes(14))), "damaged_chunk"),
+            (lambda: target.cluster.take(move, served(bytes(16))[:-1] + b"?"), "damaged_chunk"),
             (lambda: seal(through=-1), "invalid_sequence"),
             (lambda: seal(through=0, horizons={"sales": "soon"}), "invalid_time"),
             (lambda: seal(through=0, horizons={"s" * 600: 1}), "invalid_name"),

@@ -24,7 +24,7 @@ from mlpd.core.time import system_clock
 from mlpd.daemon.experiments import Experiments
 from mlpd.daemon.feature_places import FeaturePlaces
 from mlpd.daemon.outcomes import Outcomes
-from mlpd.daemon.predictions import PredictionIds, scan_predictions
+from mlpd.daemon.predictions import scan_predictions
 from mlpd.daemon.unit_outcomes import UnitOutcomes, split_key
 from mlpd.experiments.guardrails import Breach
 from mlpd.monitoring.performance import PerformanceTable
@@ -135,7 +135,7 @@ def rebuilt(edge: Any) -> Experiments:
     daemon, loop = edge.daemon, edge.loop
     places = FeaturePlaces(daemon.registry, {}.__getitem__)
     found = Experiments(daemon.environment, daemon.writer, places, daemon.clock)
-    outcomes = Outcomes(PerformanceTable(), found, PredictionIds())
+    outcomes = Outcomes(PerformanceTable(), found)
     asyncio.run_coroutine_threadsafe(outcomes.rebuild(daemon.environment), loop).result(30)
     by_unit = UnitOutcomes(found, daemon.environment, daemon.writer)
     asyncio.run_coroutine_threadsafe(by_unit.rebuild(), loop).result(30)

@@ -62,6 +62,7 @@ VALID: dict[str, dict[str, Any]] = {
     "/v1/cluster/moves/digest": {"slots": "0-9 12", "at": "2999-01-01T00:00:00Z"},
     "/v1/cluster/moves/leaving": {"step": "begin", "move": "m", "slots": "0-9", "shard": "b"},
     "/v1/cluster/moves/history": {"move": "m", "after": 0},
+    "/v1/cluster/moves/predictions": {"move": "m", "after": "62" + 16 * "00"},
     "/v1/cluster/moves/arriving": {
         "step": "seal",
         "move": "m",
@@ -181,6 +182,7 @@ def test_the_good_bodies_are_good(edge: Any) -> None:
         "/v1/cluster/moves/survey": (200, 409),  # it is alone; others predict here
         "/v1/cluster/moves/leaving": 409,  # no cluster
         "/v1/cluster/moves/history": 404,  # no move
+        "/v1/cluster/moves/predictions": 404,
         "/v1/cluster/moves/arriving": 404,
         "/v1/cluster/moves/import": 400,  # no chunk
         "/v1/models/{name}/aliases/{alias}/rollback": 409,  # there is one version

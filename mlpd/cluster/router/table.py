@@ -139,7 +139,15 @@ _BY_WAY: Mapping[Way, tuple[str, ...]] = {
         "GET /v1/cluster/moves",
         *(
             f"POST /v1/cluster/moves/{verb}"
-            for verb in ("survey", "digest", "leaving", "history", "arriving", "import")
+            for verb in (
+                "survey",
+                "digest",
+                "leaving",
+                "history",
+                "predictions",
+                "arriving",
+                "import",
+            )
         ),
         "POST /v1/backup",
         "POST /v1/fsck",
