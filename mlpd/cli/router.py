@@ -78,9 +78,9 @@ def router(
     import asyncio
 
     from mlpd.cli.log import set_up_logging
-    from mlpd.client.address import parse_address
     from mlpd.cluster.router.app import RouterConfig
     from mlpd.cluster.router.run import serve
+    from mlpd.core.address import parse_address
     from mlpd.core.config import Config, with_server
 
     set_up_logging(verbose=verbose)

@@ -2,8 +2,8 @@
 
 from typing import TYPE_CHECKING, Any
 
-from mlpd.client.address import DEFAULT_URL
 from mlpd.client.sync import Client
+from mlpd.core.address import DEFAULT_URL
 
 if TYPE_CHECKING:
     from mlpd.client.aio import AsyncClient

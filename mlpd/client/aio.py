@@ -8,7 +8,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from mlpd.client.address import DEFAULT_URL, Address, parse_address
 from mlpd.client.operations import Operations
 from mlpd.client.requests import (
     Answer,
@@ -26,6 +25,7 @@ from mlpd.client.retries import Retries
 from mlpd.client.scatter import Scatter
 from mlpd.client.steps import Steps
 from mlpd.client.topology import Calls, Guide
+from mlpd.core.address import DEFAULT_URL, Address, parse_address
 from mlpd.core.errors import MlpdError, UnavailableError
 
 T = TypeVar("T")

@@ -10,8 +10,8 @@ import socket
 import time
 from collections.abc import Callable
 
-from mlpd.client.address import Address
 from mlpd.client.requests import Answer, FileBody, Request, Told, saving
+from mlpd.core.address import Address
 from mlpd.core.errors import InternalError, TooLargeError, UnavailableError
 
 HEAD_BYTES_MAX = 64 * 1024

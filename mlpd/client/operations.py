@@ -464,6 +464,26 @@ class Cluster(_Group[A, Text, Frame, Binary]):
         """Return which entities events, services and routes concern."""
         return self._object(r.get("v1", "cluster", "routing"))
 
+    def changes(
+        self, cluster: str, shard: str, after: int, *, wait_s: float = 0.0, why: str = ""
+    ) -> A:
+        """Return what changed, behind a revision, of what members share; of the arbiter alone.
+
+        For a member: `shard` is its name, `why` what hinders it from following.
+        """
+        fields = {"cluster": cluster, "shard": shard, "after": after, "wait_s": wait_s, "why": why}
+        asked = r.call("POST", "v1", "cluster", "changes", fields=fields, timeout_s=wait_s + 10.0)
+        return self._object(asked)
+
+    def blob(self, digest: str) -> Any:
+        """Return a file of the registry by its digest, as bytes."""
+        return self._client.send(r.get("v1", "registry", "blobs", digest))
+
+    def stop_arm(self, experiment: str, arm: str, *, guardrail: str, reason: str) -> A:
+        """Stop an arm of an experiment, for a member whose guardrail was broken."""
+        fields = {"experiment": experiment, "arm": arm, "guardrail": guardrail, "reason": reason}
+        return self._object(r.call("POST", "v1", "cluster", "stops", fields=fields))
+
     def cells(self, keys: r.Rows, **named: Any) -> A:
         """Return a shard's stored values of its keys, to be handed to another one as `cells`.
 

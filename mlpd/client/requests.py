@@ -15,23 +15,9 @@ from urllib.parse import quote, urlencode
 import msgpack
 import numpy as np
 
-from mlpd.core.errors import (
-    ConflictError,
-    DeadlineExceededError,
-    ForbiddenError,
-    InternalError,
-    InvalidRequestError,
-    MisdirectedError,
-    MlpdError,
-    NotFoundError,
-    OverloadedError,
-    StorageFullError,
-    TooLargeError,
-    UnauthorizedError,
-    UnavailableError,
-    ValidationError,
-)
-from mlpd.core.media import ARROW, JSON, MSGPACK
+from mlpd.core.errors import MlpdError, StorageFullError, ValidationError
+from mlpd.core.media import ARROW, JSON, MSGPACK, OCTETS
+from mlpd.core.remote import error_of
 from mlpd.core.time import parse_time
 from mlpd.core.trace import TRACEPARENT
 
@@ -295,7 +281,7 @@ def arrow_bytes(frame: Any) -> bytes:
 def read_answer(answer: Answer) -> Any:
     """Return the value of a good answer by its media type; raise the error of another.
 
-    msgpack and JSON: the value; Arrow: a polars frame; tar: bytes; text: str.
+    msgpack and JSON: the value; Arrow: a polars frame; tar and other files: bytes; text: str.
     """
     if answer.status >= 400:  # noqa: PLR2004 - the statuses of errors
         raise read_error(answer)
@@ -310,7 +296,7 @@ def read_answer(answer: Answer) -> Any:
         return msgpack.unpackb(answer.body, strict_map_key=False)
     if kind == JSON:
         return json.loads(answer.body)
-    if kind == TAR:
+    if kind in (TAR, OCTETS):
         return answer.body
     if kind == ARROW:
         import polars as pl  # noqa: PLC0415 - with frames alone
@@ -321,14 +307,7 @@ def read_answer(answer: Answer) -> Any:
 
 def read_error(answer: Answer) -> MlpdError:
     """Return the error of an answer, in the class of its status, with its code and hint."""
-    shape = _error_shape(answer)
-    error = _class_of(answer.status, shape["details"])(
-        shape["message"], code=shape["code"], hint=shape["hint"], details=shape["details"]
-    )
-    retry_after = answer.headers.get("retry-after", "")
-    if retry_after.isdecimal():
-        error.details.setdefault("retry_after_s", float(retry_after))
-    return error
+    return error_of(answer.status, answer.body, answer.headers.get("retry-after", ""))
 
 
 def pack_time(value: Any) -> int | None:
@@ -356,37 +335,3 @@ def _query_text(value: Any) -> str:
     if isinstance(value, list | tuple):
         return ",".join(map(str, value))
     return str(parse_time(value)) if isinstance(value, datetime) else str(value)
-
-
-def _error_shape(answer: Answer) -> dict[str, Any]:
-    """Return code, message, hint and details; also of answers that aren't ours."""
-    try:
-        found = json.loads(answer.body)["error"]
-    except (ValueError, KeyError, TypeError):
-        found = answer.body[:200].decode("utf-8", "replace")
-    if not isinstance(found, dict):
-        found = {"message": str(found)}
-    details = found.get("details")
-    return {
-        "code": str(found.get("code", f"http_{answer.status}")),
-        "message": str(found.get("message", f"the daemon answered {answer.status}")),
-        "hint": str(found.get("hint", "")),
-        "details": details if isinstance(details, dict) else {},
-    }
-
-
-_CLASSES: Mapping[int, type[MlpdError]] = {
-    error.status: error
-    for error in (
-        *(InvalidRequestError, UnauthorizedError, ForbiddenError, NotFoundError, ConflictError),
-        *(TooLargeError, MisdirectedError, DeadlineExceededError, StorageFullError),
-        *(InternalError, UnavailableError),
-    )
-}
-
-
-def _class_of(status: int, details: Mapping[str, Any]) -> type[MlpdError]:
-    if status == OverloadedError.status and "retry_after_s" in details:
-        return OverloadedError
-    client_error = status < InternalError.status
-    return _CLASSES.get(status, InvalidRequestError if client_error else InternalError)

@@ -8,7 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from mlpd.client.address import DEFAULT_URL, parse_address
 from mlpd.client.connection import Connection, build_head
 from mlpd.client.operations import Operations
 from mlpd.client.requests import (
@@ -24,6 +23,7 @@ from mlpd.client.retries import Retries
 from mlpd.client.scatter import Scatter
 from mlpd.client.steps import Steps
 from mlpd.client.topology import Calls, Guide
+from mlpd.core.address import DEFAULT_URL, parse_address
 from mlpd.core.errors import MlpdError
 
 T = TypeVar("T")

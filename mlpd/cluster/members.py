@@ -38,6 +38,7 @@ class Member:
     version: str | None = None
     sequence: int | None = None
     why: str = ""
+    """What is wrong; of a member that is `ok` so far, what keeps it from following the arbiter."""
     map: Mapping[str, Any] | None = None
 
 
@@ -94,7 +95,7 @@ def survey(shard_map: ShardMap, connect: Connect) -> tuple[ShardMap, list[Member
     """Return the newest map that a member has, and every member, judged by it.
 
     States: `ok`, `no map`, `behind`, `another map`, `another shard`, `another cluster`,
-    `no answer`.
+    `not following`, `no answer`.
     """
     found = ask_all(shard_map.shards, connect)
     maps = [decode_map(member.map) for member in found if member.map is not None]
@@ -177,6 +178,7 @@ def _describe(shard: Shard, found: Mapping[str, Any], status: Mapping[str, Any])
         found["digest"],
         status["version"],
         status["sequence"],
+        why=status.get("shared", {}).get("why", ""),
         map=found["map"],
     )
 
@@ -194,6 +196,8 @@ def _judge(member: Member, newest: ShardMap) -> Member:
             state = "behind"
         elif theirs != newest:
             state = "another map"
+        elif member.why:
+            state = "not following"
     return Member(
         *(member.shard, member.url, state, member.epoch, member.digest, member.version),
         *(member.sequence, member.why),

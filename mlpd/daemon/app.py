@@ -11,6 +11,7 @@ from mlpd.core.kernels import load_kernels, precompile
 from mlpd.core.limits import AdaptiveLimit
 from mlpd.core.time import MIN_TIME_US, Clock, format_time, system_clock
 from mlpd.daemon.alerts import Alerts
+from mlpd.daemon.arm_stops import ArmStops
 from mlpd.daemon.arriving import Arrivals
 from mlpd.daemon.audit import Audit
 from mlpd.daemon.backup import Backup
@@ -41,6 +42,7 @@ from mlpd.daemon.expire import Expire
 from mlpd.daemon.explain import Explain
 from mlpd.daemon.feature_places import FeaturePlaces
 from mlpd.daemon.feedback import Feedback
+from mlpd.daemon.following import Following
 from mlpd.daemon.fsck import Fsck
 from mlpd.daemon.history import History
 from mlpd.daemon.ingest import Ingest
@@ -51,6 +53,7 @@ from mlpd.daemon.monitor import Monitor
 from mlpd.daemon.outcomes import Outcomes
 from mlpd.daemon.ownership import Ownership
 from mlpd.daemon.pages import EventPages
+from mlpd.daemon.peers import NoPeers, Peers
 from mlpd.daemon.performance import Analysis
 from mlpd.daemon.pins import Pins
 from mlpd.daemon.plugins import check_paths
@@ -71,6 +74,7 @@ from mlpd.daemon.runs import Runs
 from mlpd.daemon.scheduled_checks import ScheduledChecks
 from mlpd.daemon.scheduler import JobScheduler
 from mlpd.daemon.served_looks import ServedLook
+from mlpd.daemon.shared import Shared
 from mlpd.daemon.sinks import build_sinks
 from mlpd.daemon.state import CatalogState
 from mlpd.daemon.stats import Stats
@@ -123,12 +127,20 @@ class Daemon:
     """Everything that one data directory needs; `start` and `stop` once each.
 
     Constructing takes the directory's lock, opens the store and loads kernels (compiling them the
-    first time, which takes seconds).  Raises UnavailableError(code="data_directory_in_use"),
+    first time, which takes seconds).  `peers`: asks other members of its cluster; it is closed with
+    the daemon.  Raises UnavailableError(code="data_directory_in_use"),
     ConflictError(code="log_missing") where segments lie without their LMDB.
     """
 
-    def __init__(self, directory: Path, config: Config, clock: Clock = system_clock) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        config: Config,
+        clock: Clock = system_clock,
+        peers: Peers | None = None,
+    ) -> None:
         self.config = config
+        self.peers = peers or NoPeers()
         self.clock = clock
         self.paths = DataDirectory(directory.resolve())
         make_dirs(self.paths.root)
@@ -162,6 +174,7 @@ class Daemon:
         self.ownership = Ownership(FileMapStore(paths.root), self.writer, self.state)
         with self.environment.snapshot() as snapshot:
             self.ownership.load(snapshot)
+        self.shared = Shared(self.environment, self.writer, self.ownership)
         trust = TrustPolicy(config.registry.trusted_keys)
         self.registry = Registry.open(self.environment, self.writer, paths.registry, trust)
         self._build_serving()
@@ -204,7 +217,7 @@ class Daemon:
         self.routes = Routes(
             *(store, self.state, self.models, self.versions, self.experiments), self.clock
         )
-        self.canaries = Canaries(self.routes, store)
+        self.canaries = Canaries(self.routes, store, lambda: self.shared.decides)
 
     def _is_busy(self) -> bool:
         """Tell shadows whether to wait: rows do, or the requests that are let in fill up."""
@@ -213,7 +226,8 @@ class Daemon:
     def _build_watching(self) -> None:
         ids = PredictionIds()
         performance = PerformanceTable()
-        self.bandits = Bandits(self.experiments, self.clock)
+        self.bandits = Bandits(self.experiments, lambda: self.shared.decides, self.clock)
+        self.arm_stops = ArmStops(self.experiments, self.shared, self.peers)
         self.outcomes = Outcomes(performance, self.experiments)
         self.predictions = PredictionLog(
             self.writer,
@@ -228,7 +242,9 @@ class Daemon:
             *(self.environment, self.ownership, self.predictions),
             *(self.outcomes, self.unit_outcomes),
         )
-        self.watch = ExperimentWatch(self.experiments, self.environment, self.writer, self.clock)
+        self.watch = ExperimentWatch(
+            *(self.experiments, self.arm_stops, self.environment, self.writer), self.clock
+        )
         self.monitor = Monitor(
             self.environment,
             self.writer,
@@ -357,6 +373,18 @@ class Daemon:
             self.ownership,
             self.paths,
         )
+        self.following = Following(
+            self.environment,
+            self.writer,
+            self.ownership,
+            self.shared,
+            self.registry,
+            self.routes,
+            self.models_verb,
+            self.experiments,
+            self.definitions,
+            self.peers,
+        )
         self.erase = Erase(
             self.environment,
             self.writer,
@@ -405,6 +433,7 @@ class Daemon:
             self.state,
             self.runs,
             lambda: {name: mark.watermark_us for name, mark in sources().items()},
+            lambda: self.shared.decides,
             self.clock,
         )
 
@@ -453,6 +482,7 @@ class Daemon:
     async def start(self) -> None:
         """Load routes and begin to work; afterwards the daemon is ready."""
         await asyncio.to_thread(self.history.sweep)
+        await self.shared.adopt()
         await self.pool.start()
         self.shadows.start()
         await self.compactor.start()
@@ -468,6 +498,7 @@ class Daemon:
         rebuilding = asyncio.create_task(self._rebuild())
         self._tasks = [
             rebuilding,
+            asyncio.create_task(self.following.run_forever()),
             asyncio.create_task(self._retain_forever(rebuilding)),
             asyncio.create_task(self.recount.run_forever()),
             asyncio.create_task(self.dropped.run_forever()),
@@ -494,6 +525,7 @@ class Daemon:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.peers.close()
         await self.canaries.keep()
         await self.watch.close()
         await self.alerts.stop()
@@ -533,7 +565,8 @@ class Daemon:
             "history": self.expire.describe(),
             "lmdb_bytes": usage.used_bytes,
             "lmdb_map_bytes": usage.map_bytes,
-            "definitions_version": catalog.version,
+            "definitions_version": self.shared.definitions_version(catalog.version),
+            "shared": self.shared.describe(),
             "sources": sorted(catalog.definitions.sources),
             "views": sorted(catalog.definitions.views),
             "services": sorted(catalog.definitions.services),

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections import defaultdict
+from collections.abc import Callable
 
 from mlpd.core.time import Clock, span_us
 from mlpd.daemon.experiments import Experiments
@@ -19,10 +20,11 @@ _log = logging.getLogger("mlpd.experiments")
 
 
 class Bandits:
-    """Moves the weights of all bandits; every method belongs to the loop."""
+    """Moves the weights of all bandits, where `decides` says so; every method is the loop's."""
 
-    def __init__(self, experiments: Experiments, clock: Clock) -> None:
+    def __init__(self, experiments: Experiments, decides: Callable[[], bool], clock: Clock) -> None:
         self._experiments = experiments
+        self._decides = decides
         self._clock = clock
         self._looked_us: dict[str, int] = {}
 
@@ -34,7 +36,7 @@ class Bandits:
 
     async def look(self) -> None:
         """Move each bandit whose time has come; what fails is tried again when it comes again."""
-        for live in self._experiments.all():
+        for live in self._experiments.all() if self._decides() else ():
             bandit = live.spec.bandit
             if bandit is None or live.kept.chosen is not None:
                 continue

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 from typing import Any
 
 from mlpd.daemon.route_store import RouteStore
@@ -17,11 +18,12 @@ _log = logging.getLogger("mlpd.canaries")
 
 
 class Canaries:
-    """Drives the canaries of all routes; lives on the loop."""
+    """Drives the canaries of all routes, where `decides` says so; lives on the loop."""
 
-    def __init__(self, routes: Routes, store: RouteStore) -> None:
+    def __init__(self, routes: Routes, store: RouteStore, decides: Callable[[], bool]) -> None:
         self._routes = routes
         self._store = store
+        self._decides = decides
         self._failing: dict[str, str] = {}
 
     async def run_forever(self) -> None:
@@ -44,6 +46,8 @@ class Canaries:
         One that can't be moved stays at its step for the next look, and holds up no other.
         """
         self._routes.trials.pass_time(passed_us)
+        if not self._decides():
+            return
         failing: dict[str, str] = {}
         for name in self._routes.trials.running():
             try:

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlpd.core.time import Clock, format_time
+from mlpd.daemon.arm_stops import ArmStops
 from mlpd.daemon.experiments import Experiments
 from mlpd.daemon.live_experiment import LiveExperiment
 from mlpd.daemon.looks import Window
@@ -60,12 +61,14 @@ class ExperimentWatch:
     def __init__(
         self,
         experiments: Experiments,
+        stops: ArmStops,
         environment: Environment,
         writer: Writer,
         clock: Clock,
         look_s: float = LOOK_S,
     ) -> None:
         self._experiments = experiments
+        self._stops = stops
         self._environment = environment
         self._writer = writer
         self._clock = clock
@@ -149,7 +152,7 @@ class ExperimentWatch:
             *(name, breach.arm, breach.guardrail, breach.reason),
         )
         try:
-            await self._experiments.stop_arm(name, breach)
+            await self._stops.stop(name, breach)
         except Exception:  # noqa: BLE001 - it holds in memory; a full disk must not end the daemon
             _log.exception("that arm %s of %s is stopped could not be stored", breach.arm, name)
 

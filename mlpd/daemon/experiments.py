@@ -21,6 +21,7 @@ from mlpd.experiments.documents import spec_from_dict
 from mlpd.experiments.guardrails import Breach
 from mlpd.experiments.records import UnitRecord, expose, observe, retract
 from mlpd.experiments.spec import ExperimentSpec, check_disjoint
+from mlpd.storage.changes import note
 from mlpd.storage.environment import Environment
 from mlpd.storage.tables import Table
 from mlpd.storage.transactions import WriteTransaction
@@ -55,6 +56,7 @@ class Experiments:
     def __init__(
         self, environment: Environment, writer: Writer, features: FeaturePlaces, clock: Clock
     ) -> None:
+        self._environment = environment
         self._writer = writer
         self._features = features
         self._clock = clock
@@ -121,6 +123,22 @@ class Experiments:
                     await self._switch(known, known.kept.with_weights(spec.weights, event))
         return await self.get(name)
 
+    async def follow(self, names: Iterable[str]) -> None:
+        """Go by what is stored of experiments now, whoever stored it; units stay as they are."""
+        async with self._lock:
+            with self._environment.snapshot() as snapshot:
+                rows = {name: snapshot.get(Table.EXPERIMENTS, name.encode()) for name in names}
+            for name, row in rows.items():
+                if row is None:
+                    continue  # none is ever removed
+                kept, live = Kept.decode(row), self._live.get(name)
+                if live is None:
+                    self._live[name] = LiveExperiment(kept)
+                    continue
+                if kept.phases == live.kept.phases:
+                    kept = replace(kept, phases=live.kept.phases)  # sums stay
+                await live.switch(kept)
+
     async def stop_arm(self, name: str, breach: Breach) -> None:
         """Take all traffic from an arm, until it has cooled down; durable on return.
 
@@ -128,20 +146,30 @@ class Experiments:
         """
         async with self._lock:
             live = self.find(name)
-            if live.kept.chosen is not None:
-                return  # it has ended while it was judged
-            weights = {**live.spec.weights, breach.arm: 0.0}
-            if not any(weights.values()):
-                weights[live.spec.control] = 1.0
-            why = f"guardrail {breach.guardrail}: {breach.reason}"
-            now_us = self._clock()
-            event = Event(now_us, DAEMON, "stopped", why, weights, breach.arm)
-            until_us = now_us + span_us(live.spec.cool_down_s)
-            cooling = {**live.kept.cooling, breach.arm: until_us}
-            kept = replace(live.kept.with_weights(weights, event), cooling=cooling)
+            if live.kept.chosen is not None or not live.spec.weights.get(breach.arm):
+                return  # it has ended while it was judged, or was stopped for another member
+            kept = self._stopped(live, breach)
             storing = asyncio.ensure_future(self._store(kept))
             await live.switch(kept)
             await storing
+
+    async def hold_arm(self, name: str, breach: Breach) -> None:
+        """Take all traffic from an arm here, in memory, until `follow` says what is stored."""
+        async with self._lock:
+            live = self.find(name)
+            if live.kept.chosen is None:
+                await live.switch(self._stopped(live, breach))
+
+    def _stopped(self, live: LiveExperiment, breach: Breach) -> Kept:
+        weights = {**live.spec.weights, breach.arm: 0.0}
+        if not any(weights.values()):
+            weights[live.spec.control] = 1.0
+        why = f"guardrail {breach.guardrail}: {breach.reason}"
+        now_us = self._clock()
+        event = Event(now_us, DAEMON, "stopped", why, weights, breach.arm)
+        until_us = now_us + span_us(live.spec.cool_down_s)
+        cooling = {**live.kept.cooling, breach.arm: until_us}
+        return replace(live.kept.with_weights(weights, event), cooling=cooling)
 
     async def promote(self, name: str, arm: str, why: str) -> None:
         """Give all traffic to an arm, unless the experiment has ended."""
@@ -345,6 +373,7 @@ class Experiments:
 
         def write(txn: WriteTransaction) -> None:
             txn.put(Table.EXPERIMENTS, key, stored)
+            note(txn, Table.EXPERIMENTS, key)
 
         await self._writer.write(write)
 

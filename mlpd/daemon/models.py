@@ -1,12 +1,14 @@
 """Verb models: changes of the registry that serving follows or must not be hurt by."""
 
 import logging
+from collections.abc import Iterable
 
 import msgpack
 
 from mlpd.core.errors import ConflictError, MlpdError
 from mlpd.core.time import Clock
 from mlpd.daemon.backup import Backup
+from mlpd.daemon.route_store import LOADED
 from mlpd.daemon.routes import Routes
 from mlpd.registry.catalog import Expected
 from mlpd.registry.collect import Collection, Policy
@@ -14,12 +16,11 @@ from mlpd.registry.models import Registry
 from mlpd.registry.records import Alias, Cause, ModelVersion, VersionState, prefix_end
 from mlpd.serving.routes import ModelRef
 from mlpd.serving.table import CHAMPION, ModelTable
+from mlpd.storage.changes import note
 from mlpd.storage.environment import Environment
 from mlpd.storage.tables import Table
+from mlpd.storage.transactions import WriteTransaction
 from mlpd.storage.writer import Writer
-
-_LOADED = b"l"
-"""Keys in ROUTES of models that are loaded explicitly: this and the model's name."""
 
 _log = logging.getLogger("mlpd.models")
 
@@ -50,24 +51,56 @@ class ModelsVerb:
     async def start(self) -> None:
         """Load what was loaded explicitly before; what can't be is logged and stays asked for."""
         with self._environment.snapshot() as snapshot:
-            keys = [key for key, _ in snapshot.scan(Table.ROUTES, _LOADED, prefix_end(_LOADED))]
+            keys = [key for key, _ in snapshot.scan(Table.ROUTES, LOADED, prefix_end(LOADED))]
         for key in keys:
-            name = key.removeprefix(_LOADED).decode()
+            name = key.removeprefix(LOADED).decode()
             try:
-                await self._table.load(ModelRef(name, CHAMPION))
+                await self._load(name)
             except MlpdError as error:
                 _log.warning("model %s can't be loaded: %s", name, error.message)
 
+    async def follow(self, names: Iterable[str]) -> None:
+        """Load, or let go of, what is stored as loaded explicitly now, whoever stored it."""
+        with self._environment.snapshot() as snapshot:
+            wanted = {n: snapshot.get(Table.ROUTES, LOADED + n.encode()) for n in names}
+        for name, row in wanted.items():
+            try:
+                await (self._table.unload(name) if row is None else self._load(name))
+            except MlpdError as error:
+                _log.warning("model %s can't be loaded, or let go of: %s", name, error.message)
+
+    async def follow_aliases(self, models: Iterable[str]) -> None:
+        """Load what aliases of models say now, where they are loaded explicitly."""
+        wanted = set(models)
+        for ref in [ref for ref in self._table.pins() if ref.model in wanted]:
+            try:
+                await self._table.load(ref)
+            except MlpdError as error:
+                _log.warning("model %s can't be loaded: %s", ref.model, error.message)
+
     async def load(self, name: str, by: str) -> None:
         """Keep a model's champion loaded, whatever it is, also after a restart, until `unload`."""
-        await self._table.load(ModelRef(name, CHAMPION))
+        await self._load(name)
         row = msgpack.packb({"alias": CHAMPION, "by": by})
-        await self._writer.write(lambda txn: txn.put(Table.ROUTES, _LOADED + name.encode(), row))
+
+        def write(txn: WriteTransaction) -> None:
+            txn.put(Table.ROUTES, LOADED + name.encode(), row)
+            note(txn, Table.ROUTES, LOADED + name.encode())
+
+        await self._writer.write(write)
+
+    async def _load(self, name: str) -> None:
+        await self._table.load(ModelRef(name, CHAMPION))
 
     async def unload(self, name: str) -> None:
         """Let go of an explicitly loaded model; ConflictError for one that a route uses."""
         await self._table.unload(name)
-        await self._writer.write(lambda txn: txn.delete(Table.ROUTES, _LOADED + name.encode()))
+
+        def write(txn: WriteTransaction) -> None:
+            txn.delete(Table.ROUTES, LOADED + name.encode())
+            note(txn, Table.ROUTES, LOADED + name.encode())
+
+        await self._writer.write(write)
 
     async def move_alias(
         self, name: str, alias: str, to: int | None, cause: Cause, *, expected: Expected

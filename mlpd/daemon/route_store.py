@@ -9,6 +9,7 @@ from mlpd.core.errors import ConflictError, NotFoundError
 from mlpd.core.time import format_time
 from mlpd.serving.routes import RouteSpec, diff_routes
 from mlpd.serving.trial import Trial
+from mlpd.storage.changes import note
 from mlpd.storage.environment import Environment
 from mlpd.storage.tables import Table
 from mlpd.storage.transactions import WriteTransaction
@@ -16,6 +17,9 @@ from mlpd.storage.writer import Writer
 
 HISTORY_MAX = 100
 _CURRENT, _HISTORY, _TRIAL = b"c", b"h", b"t"
+LOADED = b"l"
+"""Before the names of models that are loaded explicitly, which lie in the same table."""
+_HISTORY_END = b"\x00" + bytes(4)
 _VERSIONS_MAX = 1 << 32
 """A version is stored in four bytes."""
 
@@ -84,11 +88,13 @@ class RouteStore:
 
         def write(txn: WriteTransaction) -> None:
             txn.put(Table.ROUTES, _CURRENT + key, msgpack.packb(spec.to_dict()))
-            _note(txn, old, spec, spec.version, by)
+            _write_history(txn, old, spec, spec.version, by)
             if trial is None:
                 txn.delete(Table.ROUTES, _TRIAL + key)
             else:
                 txn.put(Table.ROUTES, _TRIAL + key, msgpack.packb(trial.encode()))
+            for kind in (_TRIAL, _CURRENT):
+                note(txn, Table.ROUTES, kind + key)
 
         await self._writer.write(write)
 
@@ -96,9 +102,10 @@ class RouteStore:
         """Remove a route and its trial; its history stays."""
 
         def write(txn: WriteTransaction) -> None:
-            txn.delete(Table.ROUTES, _CURRENT + old.name.encode())
-            txn.delete(Table.ROUTES, _TRIAL + old.name.encode())
-            _note(txn, old, None, old.version + 1, by)
+            for kind in (_TRIAL, _CURRENT):
+                txn.delete(Table.ROUTES, kind + old.name.encode())
+                note(txn, Table.ROUTES, kind + old.name.encode())
+            _write_history(txn, old, None, old.version + 1, by)
 
         await self._writer.write(write)
 
@@ -113,7 +120,15 @@ class RouteStore:
         await self._writer.write(write)
 
 
-def _note(
+def route_of(key: bytes) -> str | None:
+    """Return the route that a row of the table is of, None for another row."""
+    kind, name = key[:1], key[1:]
+    if kind == _HISTORY:
+        name = name[: -len(_HISTORY_END)]
+    return name.decode() if kind in (_CURRENT, _HISTORY, _TRIAL) else None
+
+
+def _write_history(
     txn: WriteTransaction, old: RouteSpec | None, new: RouteSpec | None, version: int, by: str
 ) -> None:
     name = (new or old).name  # type: ignore[union-attr]  # one of them is there
@@ -125,6 +140,7 @@ def _note(
         "route": None if new is None else new.to_dict(),
     }
     txn.put(Table.ROUTES, _history_key(name, version), msgpack.packb(entry))
+    note(txn, Table.ROUTES, _history_key(name, version))
 
 
 def _after(prefix: bytes) -> bytes:

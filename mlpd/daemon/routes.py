@@ -6,7 +6,7 @@ requests under way finish on the route that they began with.
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -235,6 +235,20 @@ class Routes:
         await self._store.put(old, spec, trial, by)
         self._specs[spec.name] = spec
         self.trials.set(spec.name, trial)
+
+    async def follow(self, names: Collection[str]) -> None:
+        """Go by what is stored of routes now, whoever stored it; one that can't serve is noted."""
+        async with self._lock:
+            specs, trials = await asyncio.to_thread(self._store.load)
+            stored = {spec.name: spec for spec in specs}
+            for name in sorted(names):
+                self.trials.set(name, trials.get(name))
+                if name in stored:
+                    self._specs[name] = stored[name]
+                    await self._serve_or_note(stored[name])
+                elif self._specs.pop(name, None) is not None:
+                    self._broken.pop(name, None)
+                    await self._serve({n: s for n, s in self._working().items() if n != name}, None)
 
     async def refresh(self) -> None:
         """Serve what aliases and definitions say now; a route that can't goes on as it was."""

@@ -75,7 +75,7 @@ class _Position(NamedTuple):
 
 
 class JobScheduler:
-    """Queues runs of jobs when they are due; `start` and `stop` once each."""
+    """Queues runs of jobs when they are due, where `decides` says so; `start`, `stop` once each."""
 
     def __init__(
         self,
@@ -84,6 +84,7 @@ class JobScheduler:
         state: CatalogState,
         runs: Runs,
         watermarks: Watermarks,
+        decides: Callable[[], bool],
         clock: Clock,
     ) -> None:
         self._environment = environment
@@ -91,6 +92,7 @@ class JobScheduler:
         self._state = state
         self._runs = runs
         self._watermarks = watermarks
+        self._decides = decides
         self._clock = clock
         self._timer: Any = None
 
@@ -113,7 +115,7 @@ class JobScheduler:
     async def tick(self) -> list[Run]:
         """Queue what is due now and return it; a job that can't be queued is logged and retried."""
         queued: list[Run] = []
-        for job in self._state.catalog.definitions.jobs.values():
+        for job in self._state.catalog.definitions.jobs.values() if self._decides() else ():
             if job.schedule is not None:
                 try:
                     queued += await self._tick_job(job, parse_schedule(job.schedule, job.timezone))

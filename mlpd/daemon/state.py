@@ -7,6 +7,7 @@ from typing import Any
 import msgpack
 
 from mlpd.features.catalog import EMPTY_DOCUMENT, Catalog, build_catalog, read_state
+from mlpd.storage.changes import note
 from mlpd.storage.environment import Environment
 from mlpd.storage.tables import Table
 from mlpd.storage.transactions import Snapshot, WriteTransaction
@@ -114,6 +115,7 @@ class CatalogState:
         self._keep(catalog)
         packed = msgpack.packb(catalog.to_state())
         txn.put(Table.DEFINITIONS, CURRENT_KEY, packed)
+        note(txn, Table.DEFINITIONS, CURRENT_KEY)
         txn.put(Table.DEFINITIONS, VERSION_KEY, _key(catalog))
         txn.put(Table.DEFINITIONS, b"v" + _key(catalog), packed)
 

@@ -28,6 +28,7 @@ from mlpd.http import training as _training
 from mlpd.http import versions as _versions
 from mlpd.http.admission import Turn, admit
 from mlpd.http.batches import BATCH
+from mlpd.http.forwarding import decided_by_arbiter
 from mlpd.http.oip import InferenceHandlers
 from mlpd.http.openapi import build_openapi
 from mlpd.http.routes import Handler, Route, Scope
@@ -93,7 +94,7 @@ def _build_store(daemon: Daemon) -> list[Route]:
         Route("GET", "/v1/features/stats/{name}", "read", features.stats, None, f.SUMMARY, f.STATS),
         Route("GET", path, "read", definitions.show, answer=d.DEFINITIONS),
         Route("POST", f"{path}/plan", "read", definitions.plan, d.DOCUMENT, d.PLAN),
-        Route("POST", f"{path}/apply", "admin", definitions.apply, d.APPLY, d.PLAN),
+        Route("POST", f"{path}/apply", "admin", definitions.apply, d.APPLY, d.PLAN, shared=True),
     ]
 
 
@@ -128,9 +129,25 @@ def _build_models(daemon: Daemon) -> list[Route]:
         Route("GET", "/v1/models", "read", models.list, answer=m.MODELS),
         Route("GET", one, "read", models.show, answer=m.MODEL),
         Route("GET", f"{one}/history", "read", models.history, None, m.HISTORY, m.HISTORY_OPTIONS),
-        Route("PUT", f"{one}/loaded", "admin", models.keep_loaded, m.LOADED, m.KEPT_LOADED),
+        Route(
+            "PUT",
+            f"{one}/loaded",
+            "admin",
+            models.keep_loaded,
+            m.LOADED,
+            m.KEPT_LOADED,
+            shared=True,
+        ),
         Route("GET", version, "read", models.version, answer=m.VERSION),
-        Route("PUT", f"{version}/signature", "admin", versions.sign, v.SIGN, v.ONE_VERSION),
+        Route(
+            "PUT",
+            f"{version}/signature",
+            "admin",
+            versions.sign,
+            v.SIGN,
+            v.ONE_VERSION,
+            shared=True,
+        ),
         Route("GET", f"{version}/diff", "read", versions.diff, None, v.DIFFERENCE, v.DIFF),
         Route(
             *("POST", f"{version}/reproduce", "admin", versions.reproduce),
@@ -146,18 +163,38 @@ def _build_models(daemon: Daemon) -> list[Route]:
             *("POST", f"{one}/versions", "admin", versions.register),
             *(None, v.ONE_VERSION, v.UPLOAD),
             consumes=(MULTIPART, OCTETS),
+            shared=True,
         ),
         Route(
             *("POST", "/v1/registry/archives", "admin", versions.adopt),
             *(None, v.ONE_VERSION, v.UPLOAD),
             consumes=(TAR,),
+            shared=True,
         ),
-        Route("PUT", alias, "admin", models.move_alias, m.MOVE, m.ALIAS),
-        Route("DELETE", alias, "admin", models.delete_alias, answer=m.ALIAS),
-        Route("POST", f"{alias}/rollback", "admin", models.roll_back, m.ROLLBACK, m.ALIAS),
-        Route("PUT", f"{alias}/protection", "admin", models.protect, m.PROTECTION, m.ALIAS),
-        Route("PUT", f"{version}/state", "admin", versions.set_state, v.STATE, v.ONE_VERSION),
-        Route("PUT", f"{version}/pin", "admin", versions.pin, v.PIN, v.ONE_VERSION),
+        Route("PUT", alias, "admin", models.move_alias, m.MOVE, m.ALIAS, shared=True),
+        Route("DELETE", alias, "admin", models.delete_alias, answer=m.ALIAS, shared=True),
+        Route(
+            "POST", f"{alias}/rollback", "admin", models.roll_back, m.ROLLBACK, m.ALIAS, shared=True
+        ),
+        Route(
+            "PUT",
+            f"{alias}/protection",
+            "admin",
+            models.protect,
+            m.PROTECTION,
+            m.ALIAS,
+            shared=True,
+        ),
+        Route(
+            "PUT",
+            f"{version}/state",
+            "admin",
+            versions.set_state,
+            v.STATE,
+            v.ONE_VERSION,
+            shared=True,
+        ),
+        Route("PUT", f"{version}/pin", "admin", versions.pin, v.PIN, v.ONE_VERSION, shared=True),
         Route("POST", "/v1/registry/collect", "admin", versions.collect, v.COLLECT, v.COLLECTED),
     ]
 
@@ -168,10 +205,18 @@ def _build_routes(daemon: Daemon) -> list[Route]:
     return [
         Route("GET", "/v1/routes", "read", routes.list, answer=r.ROUTES),
         Route("GET", one, "read", routes.show, answer=r.SERVED_ROUTE),
-        Route("PUT", one, "admin", routes.put, r.ROUTE, r.SERVED_ROUTE),
-        Route("DELETE", one, "admin", routes.delete, answer=r.DELETED),
+        Route("PUT", one, "admin", routes.put, r.ROUTE, r.SERVED_ROUTE, shared=True),
+        Route("DELETE", one, "admin", routes.delete, answer=r.DELETED, shared=True),
         Route("GET", f"{one}/history", "read", routes.history, answer=r.HISTORY),
-        Route("POST", f"{one}/rollback", "admin", routes.roll_back, r.ROLLBACK, r.SERVED_ROUTE),
+        Route(
+            "POST",
+            f"{one}/rollback",
+            "admin",
+            routes.roll_back,
+            r.ROLLBACK,
+            r.SERVED_ROUTE,
+            shared=True,
+        ),
     ]
 
 
@@ -181,8 +226,8 @@ def _build_experiments(daemon: Daemon) -> list[Route]:
     return [
         Route("GET", "/v1/experiments", "read", experiments.list, answer=e.EXPERIMENTS),
         Route("GET", one, "read", experiments.show, answer=e.RESULT),
-        Route("PUT", one, "admin", experiments.put, e.EXPERIMENT, e.RESULT),
-        Route("POST", f"{one}/end", "admin", experiments.end, e.END, e.RESULT),
+        Route("PUT", one, "admin", experiments.put, e.EXPERIMENT, e.RESULT, shared=True),
+        Route("POST", f"{one}/end", "admin", experiments.end, e.END, e.RESULT, shared=True),
         Route("GET", f"{one}/history", "read", experiments.history, answer=e.HISTORY),
         Route(
             *("POST", f"{one}/outcomes", "ingest", experiments.outcomes),
@@ -203,16 +248,17 @@ def _build_training(daemon: Daemon) -> list[Route]:
     one = "/v1/runs/{id}"
     return [
         Route("GET", "/v1/jobs", "read", training.jobs, answer=t.JOBS),
-        Route("GET", "/v1/runs", "read", training.list, None, t.RUNS, t.LIST),
-        Route("POST", "/v1/runs", "admin", training.start, t.START, t.RUN),
-        Route("GET", one, "read", training.show, answer=t.RUN),
-        Route("POST", f"{one}/cancel", "admin", training.cancel, answer=t.RUN),
-        Route("POST", f"{one}/retry", "admin", training.retry, answer=t.RUN),
+        Route("GET", "/v1/runs", "read", training.list, None, t.RUNS, t.LIST, shared=True),
+        Route("POST", "/v1/runs", "admin", training.start, t.START, t.RUN, shared=True),
+        Route("GET", one, "read", training.show, answer=t.RUN, shared=True),
+        Route("POST", f"{one}/cancel", "admin", training.cancel, answer=t.RUN, shared=True),
+        Route("POST", f"{one}/retry", "admin", training.retry, answer=t.RUN, shared=True),
         Route(
             *("GET", f"{one}/pictures/{{picture}}", "read", training.picture),
             produces=(PICTURE_TYPE,),
+            shared=True,
         ),
-        Route("GET", f"{one}/log", "read", training.log, produces=("text/plain",)),
+        Route("GET", f"{one}/log", "read", training.log, produces=("text/plain",), shared=True),
     ]
 
 
@@ -264,6 +310,16 @@ def _build_cluster(daemon: Daemon) -> list[Route]:
             *("POST", "/v1/cluster/cells", "read", features.cells, f.ASKED, f.CELLS_READ),
             load="features",
         ),
+        Route(
+            *("POST", "/v1/cluster/changes", "read", cluster.changes),
+            *(c.CHANGES_AFTER, c.CHANGES),
+            keeps_nothing=True,
+        ),
+        Route(*("GET", "/v1/registry/blobs/{digest}", "read", cluster.blob), produces=(OCTETS,)),
+        Route(
+            *("POST", "/v1/cluster/stops", "admin", cluster.stop_arm, c.STOP, c.STOPPED),
+            shared=True,
+        ),
         *_build_moves(daemon),
     ]
 
@@ -305,8 +361,10 @@ def _build_inference(daemon: Daemon) -> list[Route]:
     oip = InferenceHandlers(daemon)
     both = ("/v2/models/{model}", "/v2/models/{model}/versions/{version}")
 
-    def route(method: str, path: str, scope: Scope, handler: Handler) -> Route:
-        return Route(method, path, scope, handler, produces=(JSON,))
+    def route(
+        method: str, path: str, scope: Scope, handler: Handler, *, shared: bool = False
+    ) -> Route:
+        return Route(method, path, scope, handler, produces=(JSON,), shared=shared)
 
     def infer(path: str) -> Route:
         kinds = (JSON, OCTETS)
@@ -323,8 +381,8 @@ def _build_inference(daemon: Daemon) -> list[Route]:
         *(route("GET", f"{path}/stats", "read", oip.statistics) for path in both),
         *(infer(f"{path}/infer") for path in both),
         route("POST", "/v2/repository/index", "read", oip.index),
-        route("POST", "/v2/repository/models/{model}/load", "admin", oip.load),
-        route("POST", "/v2/repository/models/{model}/unload", "admin", oip.unload),
+        route("POST", "/v2/repository/models/{model}/load", "admin", oip.load, shared=True),
+        route("POST", "/v2/repository/models/{model}/unload", "admin", oip.unload, shared=True),
         *_build_inference_settings(oip),
     ]
 
@@ -352,8 +410,10 @@ def _gated(route: Route, daemon: Daemon, turn: Turn) -> Route:
     if route.scope == "public":
         return route
     handler, load = route.handler, route.load
+    if route.shared:
+        handler = decided_by_arbiter(route, handler, daemon)
 
-    @functools.wraps(handler)
+    @functools.wraps(route.handler)
     async def serve(request: web.Request) -> web.StreamResponse:
         if not daemon.ready:
             raise UnavailableError(

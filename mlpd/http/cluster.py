@@ -4,12 +4,15 @@ import asyncio
 
 from aiohttp import web
 
+from mlpd.core.errors import ValidationError
+from mlpd.core.media import OCTETS
 from mlpd.core.routing import EPOCH_HEADER, ROUTING_HEADER, SLOTS_HEADER
 from mlpd.daemon.app import Daemon
 from mlpd.daemon.ownership import Ownership, Sender
 from mlpd.daemon.routing import build_routing
+from mlpd.experiments.guardrails import Breach
 from mlpd.http.shapes import Field, Shape
-from mlpd.http.wire import read_fields, respond
+from mlpd.http.wire import read_fields, respond, send_file
 
 NEW_MAP = Shape(
     {
@@ -53,8 +56,38 @@ def read_sender(request: web.Request, ownership: Ownership, *, changes: bool) ->
 _NOBODY = Sender()
 
 
+CHANGES_AFTER = Shape(
+    {
+        "cluster": Field("text", "The cluster of the member that asks.", required=True),
+        "shard": Field("text", "Its name.", required=True),
+        "after": Field("integer", "The revision that it has come to, 0 at first.", required=True),
+        "wait_s": Field("number", "How long to wait for a change if there is none; 0 by default."),
+        "why": Field("text", "What hinders it from going on."),
+    }
+)
+CHANGES = Shape(
+    {
+        "revision": Field("integer", "Of the newest change."),
+        "changes": Field(
+            "any",
+            "The first ones behind `after`, in order: revision, table, key, and the row as it is "
+            "now, null if it is gone; of definitions their version and document.",
+        ),
+    }
+)
+STOP = Shape(
+    {
+        "experiment": Field("text", "The experiment.", required=True),
+        "arm": Field("text", "The arm.", required=True),
+        "guardrail": Field("text", "What was broken.", required=True),
+        "reason": Field("text", "How.", required=True),
+    }
+)
+STOPPED = Shape({"stopped": Field("text", "The arm.")})
+
+
 class ClusterHandlers:
-    """Shows and takes the map."""
+    """Shows and takes the map, and tells what members share."""
 
     def __init__(self, daemon: Daemon) -> None:
         self._daemon = daemon
@@ -80,3 +113,36 @@ class ClusterHandlers:
         """Return which entities events, services and routes concern: name, key columns, types."""
         catalog, routes = self._daemon.state.catalog, self._daemon.routes
         return await respond(request, build_routing(catalog, routes).to_dict())
+
+    async def changes(self, request: web.Request) -> web.Response:
+        """Return what changed of all that members share, behind a revision; the arbiter's alone."""
+        asked = await read_fields(request, CHANGES_AFTER)
+        found = await self._daemon.shared.changes(
+            *(asked["cluster"], asked["shard"], asked["after"]),
+            wait_s=asked["wait_s"] or 0.0,
+            why=asked["why"] or "",
+        )
+        return await respond(request, found, large=bool(found["changes"]))
+
+    async def stop_arm(self, request: web.Request) -> web.Response:
+        """Stop an arm of an experiment, for a member whose guardrail was broken."""
+        fields = await read_fields(request, STOP)
+        breach = Breach(fields["arm"], fields["guardrail"], fields["reason"])
+        experiments, name = self._daemon.experiments, fields["experiment"]
+        if breach.arm not in (weights := experiments.find(name).spec.weights):
+            raise ValidationError(
+                f"experiment {name!r} has no arm {breach.arm!r}",
+                code="unknown_arm",
+                hint=f"Its arms: {', '.join(weights)}.",
+            )
+        await experiments.stop_arm(name, breach)
+        return await respond(request, {"stopped": fields["arm"]})
+
+    async def blob(self, request: web.Request) -> web.StreamResponse:
+        """Return a file of the registry by its digest, `sha256:` and 64 hex digits, verified."""
+        blobs = self._daemon.registry.blobs
+        file = await asyncio.to_thread(blobs.open, request.match_info["digest"])
+        try:
+            return await send_file(request, file, OCTETS, {})
+        finally:
+            file.close()

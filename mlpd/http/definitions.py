@@ -48,15 +48,15 @@ class DefinitionHandlers:
     async def show(self, request: web.Request) -> web.Response:
         """Return the definitions that run."""
         catalog = self._daemon.state.catalog
-        return await respond(
-            request, {"version": catalog.version, "document": dict(catalog.document)}
-        )
+        version = self._daemon.shared.definitions_version(catalog.version)
+        return await respond(request, {"version": version, "document": dict(catalog.document)})
 
     async def plan(self, request: web.Request) -> web.Response:
         """Return what a document would change; changes nothing."""
         fields = await read_fields(request, DOCUMENT)
         plan = await self._daemon.definitions.plan(fields["document"])
-        return await respond(request, plan.to_dict())
+        version = self._daemon.shared.definitions_version(plan.version)
+        return await respond(request, {**plan.to_dict(), "version": version})
 
     async def apply(self, request: web.Request) -> web.Response:
         """Make a document what runs, all of it or nothing; new views are built from the log."""

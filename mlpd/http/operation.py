@@ -31,6 +31,11 @@ STATUS = Shape(
         "lmdb_bytes": Field("integer", "Bytes of LMDB in use."),
         "lmdb_map_bytes": Field("integer", "Bytes that LMDB may use."),
         "definitions_version": Field("integer", "Counts applies."),
+        "shared": Field(
+            "object",
+            "What members of a cluster have in common: the arbiter, its revision or the one that "
+            "this member has come to; who follows, or what hinders it.",
+        ),
         "sources": Field("texts", "Names of what is defined, here and below."),
         "views": Field("texts", "Feature views."),
         "services": Field("texts", "Feature services."),

@@ -31,7 +31,8 @@ class Route:
     instead.  `answer`: the fields of the answer, None when it is no object of JSON or msgpack but
     of the media types in `produces`.  `consumes`: media types of a body that is written to a file
     as it comes, under a limit of its own.  `load`: the crowd that it belongs to; None for health,
-    administration and joins.  `keeps_nothing`: an admin's request that only computes an answer.
+    administration and joins.  `keeps_nothing`: a request that only computes or waits, although
+    others of its scope do more.  `shared`: of several members of a cluster the arbiter answers.
     """
 
     method: str
@@ -46,6 +47,7 @@ class Route:
     consumes: tuple[str, ...] = ()
     load: Load | None = None
     keeps_nothing: bool = False
+    shared: bool = False
 
     @property
     def abandonable(self) -> bool:

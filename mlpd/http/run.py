@@ -11,6 +11,7 @@ from mlpd.core.allocator import set_up_allocator
 from mlpd.core.config import Config
 from mlpd.daemon.app import Daemon
 from mlpd.http.api import build_routes
+from mlpd.http.peers import HttpPeers
 from mlpd.http.server import HttpServer
 
 _log = logging.getLogger("mlpd")
@@ -26,7 +27,7 @@ async def serve(config: Config, directory: Path, on_ready: Callable[[str], None]
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
-    daemon = Daemon(directory, config)
+    daemon = Daemon(directory, config, peers=HttpPeers())
     server = HttpServer(config.server, build_routes(daemon), daemon.monitor.observe_request)
     try:
         await server.start(daemon.paths.socket)

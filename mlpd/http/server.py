@@ -111,8 +111,9 @@ class HttpServer:
         self._app.router.add_route("*", "/{path:.*}", self._boundary("unknown", _unknown_path))
 
     def _handler(self, route: Route) -> Handler:
-        # What an admin asks for may take its time.
-        watched, streamed = route.scope != "admin", bool(route.consumes)
+        # What an admin asks for may take its time, and so may what only waits or computes.
+        watched = route.scope != "admin" and not route.keeps_nothing
+        streamed = bool(route.consumes)
         handler = self._boundary(route.path, route.handler, watched=watched, streamed=streamed)
         return handler if route.abandonable else self._to_the_end(handler)
 

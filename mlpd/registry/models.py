@@ -27,6 +27,7 @@ from mlpd.registry.catalog import Change, Expected
 from mlpd.registry.collect import TRAIL_KEPT, Collection, Policy, collect_blobs, find_surplus
 from mlpd.registry.descriptors import Descriptor
 from mlpd.registry.exports import export, require_records
+from mlpd.registry.following import RegistryFollower
 from mlpd.registry.layout import Layout
 from mlpd.registry.lineage import Lineage
 from mlpd.registry.manifest import LINEAGE_FILE, Manifest
@@ -77,6 +78,9 @@ class Registry:
         self._layout = layout
         self._store = VersionStore(layout.blobs)
         self._trust = trust
+        self.mends: Callable[[ModelVersion], bool] = lambda _: False
+        """Told of a version that is damaged; whether its files come anew, so that it stays as it
+        is: in a registry that follows another one.  Called in threads."""
         self.export_error: str | None = None
         """Why journal and index.json lag behind LMDB, None when they don't."""
 
@@ -96,6 +100,15 @@ class Registry:
         layout.blobs.remove_temporary()
         export(env, layout)
         return cls(env, writer, layout, trust or TrustPolicy())
+
+    @property
+    def blobs(self) -> BlobStore:
+        """The files of all versions, by digest."""
+        return self._layout.blobs
+
+    def follower(self) -> RegistryFollower:
+        """Return what repeats another registry's events in this one."""
+        return RegistryFollower(self._env, self._writer, self._layout)
 
     async def register(
         self,
@@ -374,7 +387,7 @@ class Registry:
         try:
             return read(version)
         except VersionDamagedError as error:
-            if version.state is not VersionState.QUARANTINED:
+            if version.state is not VersionState.QUARANTINED and not self.mends(version):
                 logger.exception("quarantining %s: %s", version.reference, error.message)
                 cause = Cause("mlpd", error.message[:MAX_WHY_CHARS])
                 self._change(version.name, cause, lambda change: change.quarantine(version.number))

@@ -33,6 +33,7 @@ from mlpd.registry.records import (
     version_key,
     version_prefix,
 )
+from mlpd.storage.changes import note
 from mlpd.storage.environment import Snapshot, Table, WriteTransaction
 from mlpd.storage.tables import from_u64be, u64be
 
@@ -180,6 +181,7 @@ def apply_event(txn: WriteTransaction, event: Event) -> None:
         raise InternalError(f"event {event.sequence} can't follow event {expected - 1}")
     _FOLDS[event.kind](txn, event)
     txn.put(Table.MODELS, event_key(event.sequence), event.encode())
+    note(txn, Table.MODELS, event_key(event.sequence))
     txn.put(Table.MODELS, history_key(event.model, event.sequence), b"")
 
 

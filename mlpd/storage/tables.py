@@ -33,6 +33,7 @@ class Table(StrEnum):
     JOBS = "jobs"
     RUNS = "runs"
     MONITORING = "monitoring"
+    CHANGES = "changes"
 
 
 class Head(NamedTuple):

@@ -112,6 +112,11 @@ CALLS: dict[str, Callable[[Any], Any]] = {
     "POST /v1/cluster/cells": lambda c: c.cluster.cells(
         [{"columns": ["user"], "values": [["a"]]}], service="person"
     ),
+    "POST /v1/cluster/changes": lambda c: c.cluster.changes("0f", "b", 3, wait_s=1.0),
+    "GET /v1/registry/blobs/sha256:ab": lambda c: c.cluster.blob("sha256:ab"),
+    "POST /v1/cluster/stops": lambda c: c.cluster.stop_arm(
+        "e", "b", guardrail="errors", reason="too many"
+    ),
     "GET /v1/cluster/moves": lambda c: c.cluster.moves(),
     "POST /v1/cluster/moves/survey": lambda c: c.cluster.survey("0-9"),
     "POST /v1/cluster/moves/digest": lambda c: c.cluster.digest("0-9", at=1),

@@ -7,9 +7,9 @@ from contextlib import contextmanager
 
 import pytest
 
-from mlpd.client.address import Address
 from mlpd.client.connection import Connection, build_head
 from mlpd.client.requests import Answer, Request
+from mlpd.core.address import Address
 from mlpd.core.errors import InternalError, MlpdError, UnavailableError
 
 GET = Request("GET", "/")

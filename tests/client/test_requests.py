@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlpd.client import requests as r
-from mlpd.client.address import Address, parse_address
 from mlpd.client.connection import build_head, parse_head
+from mlpd.core.address import Address, parse_address
 from mlpd.core.errors import (
     ConfigurationError,
     ConflictError,

@@ -25,6 +25,7 @@ from mlpd.core.definitions import build_document
 from mlpd.core.time import DAY_US, SECOND_US
 from mlpd.daemon.app import Daemon
 from mlpd.http.api import build_routes
+from mlpd.http.peers import HttpPeers
 from mlpd.http.server import HttpServer
 from mlpd.http.slow import SlowLog
 
@@ -122,7 +123,7 @@ def serve(
     up, stop = threading.Event(), asyncio.Event()
 
     async def main() -> None:
-        daemon = Daemon(directory, config)
+        daemon = Daemon(directory, config, peers=HttpPeers())
         server = HttpServer(config.server, build_routes(daemon), daemon.monitor.observe_request)
         await server.start(daemon.paths.socket)
         await daemon.start()

@@ -20,8 +20,15 @@ with_body = pytest.mark.parametrize(
 
 def path_of(edge: Any, route: Route) -> str:
     names = {"source": "clicks", "route": "risk", "name": "risk", "alias": "champion"}
-    names |= {"version": "1", "id": edge.run_id, "model": "risk", "region": "r", "order": "1"}
-    names |= {"picture": "importance", "feature": "age"}
+    names |= {
+        "version": "1",
+        "id": edge.run_id,
+        "model": "risk",
+        "region": "r",
+        "order": "1",
+        "digest": "x",
+    }
+    names |= {"picture": "importance", "feature": "age", "digest": "x"}
     return route.path.replace("{page:.+}", "formats/log.md").format_map(names)
 
 

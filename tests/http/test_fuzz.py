@@ -58,6 +58,19 @@ VALID: dict[str, dict[str, Any]] = {
         "keys": [{"columns": ["user"], "values": [["a"]]}],
         "min_sequence": 1,
     },
+    "/v1/cluster/changes": {
+        "cluster": "0" * 32,
+        "shard": "b",
+        "after": 0,
+        "wait_s": 0.0,
+        "why": "x",
+    },
+    "/v1/cluster/stops": {
+        "experiment": "nothing",
+        "arm": "b",
+        "guardrail": "errors",
+        "reason": "x",
+    },
     "/v1/cluster/moves/survey": {"slots": "0-9 12"},
     "/v1/cluster/moves/digest": {"slots": "0-9 12", "at": "2999-01-01T00:00:00Z"},
     "/v1/cluster/moves/leaving": {"step": "begin", "move": "m", "slots": "0-9", "shard": "b"},
@@ -181,6 +194,8 @@ def test_the_good_bodies_are_good(edge: Any) -> None:
     expected: dict[str, Any] = {
         "/v1/cluster/moves/survey": (200, 409),  # it is alone; others predict here
         "/v1/cluster/moves/leaving": 409,  # no cluster
+        "/v1/cluster/changes": 409,
+        "/v1/cluster/stops": 404,  # no experiment
         "/v1/cluster/moves/history": 404,  # no move
         "/v1/cluster/moves/predictions": 404,
         "/v1/cluster/moves/arriving": 404,

@@ -25,7 +25,8 @@ class TestEveryRoute:
         assert (route.scope == "public") == (route.path in PUBLIC)
 
     def test_that_changes_something_needs_more_than_read(self, route: Route) -> None:
-        asks_only = route.path.endswith(("/read", "/history", "/plan", "/index", "/cells"))
+        asks = ("/read", "/history", "/plan", "/index", "/cells", "/changes")
+        asks_only = route.path.endswith(asks)
         if route.method in ("PUT", "DELETE") or (route.method == "POST" and not asks_only):
             assert route.scope in ("ingest", "predict", "admin")
         else:

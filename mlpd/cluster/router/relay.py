@@ -14,12 +14,11 @@ from aiohttp import web
 from mlpd.client import requests as r
 from mlpd.cluster.router.members import Members
 from mlpd.cluster.router.upstream import Until, Upstream
-from mlpd.core.errors import ConflictError, MlpdError, UnavailableError
+from mlpd.core.errors import UnavailableError
 from mlpd.http.experiments import RESULT
 from mlpd.http.oip import HEADER_LENGTH
 from mlpd.http.routes import Route
 from mlpd.http.uploads import CHUNK_BYTES, receive_body
-from mlpd.http.versions import ONE_VERSION
 from mlpd.http.wire import BY, read_body, read_deadline, respond
 
 _FORWARDED = (
@@ -66,34 +65,16 @@ class Relay:
         return await self._first(request, route, self._members.all())
 
     async def arbiter(self, request: web.Request, route: Route) -> web.StreamResponse:
-        """Return the arbiter's answer."""
-        return await self._first(request, route, self._members.all()[:1])
-
-    async def all(self, request: web.Request, route: Route) -> web.StreamResponse:
-        """Return the arbiter's answer once all members have done what is asked.
-
-        Raises UnavailableError: `member_unavailable` with nothing done, `not_everywhere` if some
-        members have done it and others not; ConflictError(code="members_differ") if a version got
-        different numbers.
-        """
-        arbiter, *others = members = self._members.all()
-        async with self._received(request, route) as sent:
-            await _ping(members)
-            try:
-                first = await _send(arbiter, sent)
-                if not others or first.status >= 400:  # noqa: PLR2004 - the statuses of errors
-                    return _response(first)
-                rest = await asyncio.gather(*(_try(member, sent) for member in others))
-            finally:
+        """Return the arbiter's answer; of a change, when the members that follow have it."""
+        try:
+            answer = await self._first(request, route, self._members.all()[:1])
+        finally:
+            if route.method != "GET":
                 self._on_change()
-        _check_done(members, [first, *rest])
-        if route.answer is ONE_VERSION:
-            _check_same(members, [first, *rest])
-        if route.answer is RESULT:
-            # What the arbiter's units say alone would pass for what all of them do.
-            answer = {**r.read_answer(first), "result": None, "preference": None}
-            return await respond(request, answer)
-        return _response(first)
+        is_part = route.answer is RESULT and len(self._members.all()) > 1
+        if is_part and isinstance(answer, web.Response) and answer.status < 400:  # noqa: PLR2004 - the statuses of errors
+            return await _without_result(request, answer)
+        return answer
 
     async def _first(
         self, request: web.Request, route: Route, members: Sequence[Upstream]
@@ -122,46 +103,6 @@ class Relay:
             yield _Sent(*call, path, until)
 
 
-async def _ping(members: Sequence[Upstream]) -> None:
-    """Raise UnavailableError(code="member_unavailable") unless all members are ready."""
-    ready = r.Request("GET", "/readyz")
-    asked = (_try_ask(member, ready, Until.after(PING_S)) for member in members)
-    found = await asyncio.gather(*asked)
-    wrong = {m.name: error.to_dict() for m, error in zip(members, found, strict=True) if error}
-    if wrong:
-        raise UnavailableError(
-            f"{', '.join(sorted(wrong))} can't take part, and all members have to; nothing was "
-            "changed",
-            code="member_unavailable",
-            hint="Try again when all of them answer; mlpd shard status shows who does.",
-            details={"failed": wrong},
-        )
-
-
-async def _try_ask(member: Upstream, request: r.Request, until: Until) -> MlpdError | None:
-    try:
-        r.read_answer(await member.ask(request, until))
-    except MlpdError as error:
-        return error
-    return None
-
-
-async def _send(member: Upstream, sent: _Sent) -> r.Answer:
-    """Return a member's answer as a whole: those to changes are small."""
-    async with _opened(sent.body) as body:
-        call = sent.method, sent.path, sent.headers, body, sent.until
-        async with member.stream(*call) as response:
-            headers = {name.lower(): value for name, value in response.headers.items()}
-            return r.Answer(response.status, headers, await response.read())
-
-
-async def _try(member: Upstream, sent: _Sent) -> r.Answer | MlpdError:
-    try:
-        return await _send(member, sent)
-    except MlpdError as error:
-        return error
-
-
 @asynccontextmanager
 async def _opened(body: Body) -> AsyncIterator[Any]:
     """Yield what aiohttp sends: of a file, as it is read."""
@@ -172,40 +113,12 @@ async def _opened(body: Body) -> AsyncIterator[Any]:
         yield file
 
 
-def _check_done(members: Sequence[Upstream], answers: Sequence[r.Answer | MlpdError]) -> None:
-    failed: dict[str, MlpdError] = {}
-    for member, answer in zip(members, answers, strict=True):
-        if isinstance(answer, MlpdError):
-            failed[member.name] = answer
-        elif answer.status >= 400:  # noqa: PLR2004 - the statuses of errors
-            failed[member.name] = r.read_error(answer)
-    if not failed:
-        return
-    done = [member.name for member in members if member.name not in failed]
-    first = next(iter(failed.values()))
-    raise UnavailableError(
-        f"it is done on {', '.join(done)}, but not on {', '.join(failed)}: {first.message}",
-        code="not_everywhere",
-        hint=first.hint or "Send the same call again: what is done stays done.",
-        details={"done": done, "failed": {name: e.to_dict() for name, e in failed.items()}},
-    )
-
-
-def _check_same(members: Sequence[Upstream], answers: Sequence[Any]) -> None:
-    """Raise ConflictError(code="members_differ") if members gave a version different numbers."""
-    values = [r.read_answer(answer)["version"] for answer in answers]
-    numbers = {m.name: v["number"] for m, v in zip(members, values, strict=True)}
-    if len(set(numbers.values())) > 1:
-        raise ConflictError(
-            "the members had different versions before, so that this one has different numbers",
-            code="members_differ",
-            hint="Bring the missing versions to each member: mlpd models export and import --url.",
-            details={"versions": numbers},
-        )
-
-
-def _response(answer: r.Answer) -> web.Response:
-    return web.Response(body=answer.body, status=answer.status, headers=_returned(answer.headers))
+async def _without_result(request: web.Request, answer: web.Response) -> web.Response:
+    """Return an experiment without what the arbiter's units alone say of it."""
+    body = answer.body
+    assert isinstance(body, bytes)
+    found = r.read_answer(r.Answer(answer.status, {"content-type": answer.content_type}, body))
+    return await respond(request, {**found, "result": None, "preference": None})
 
 
 def _returned(headers: Mapping[str, str]) -> dict[str, str]:

@@ -114,7 +114,7 @@ def merge_status(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     first = found[0]
     newest = [value["newest_known"] for value in found if value["newest_known"]]
     return {
-        **{name: first[name] for name in ("definitions_version", "history", "canaries")},
+        **{name: first[name] for name in ("definitions_version", "shared", "history", "canaries")},
         **{name: sorted(set().union(*(value[name] for value in found))) for name in _NAMES},
         **{name: sum(value[name] for value in found) for name in _SUMS},
         **{name: _sum([value[name] for value in found], _add) for name in _LISTS},

@@ -6,7 +6,7 @@ What is not here is refused, so that a new route is never answered from a part o
 from collections.abc import Mapping
 from typing import Literal
 
-Way = Literal["rows", "any", "arbiter", "all", "summed", "own", "refused"]
+Way = Literal["rows", "any", "arbiter", "summed", "own", "refused"]
 """docs/paths/router.md describes them."""
 
 _MODEL, _VERSION = "/v1/models/{name}", "/v1/models/{name}/versions/{version}"
@@ -40,6 +40,7 @@ _BY_WAY: Mapping[Way, tuple[str, ...]] = {
         f"GET {_EXPERIMENT}/history",
         "GET /v1/jobs",
         "GET /v1/cluster/routing",
+        "GET /v1/registry/blobs/{digest}",
         "GET /v2",
         *(
             f"{call} {path}{end}"
@@ -72,8 +73,6 @@ _BY_WAY: Mapping[Way, tuple[str, ...]] = {
         f"GET {_RUN}/pictures/{{picture}}",
         f"GET {_RUN}/log",
         f"POST {_VERSION}/reproduce",
-    ),
-    "all": (
         "POST /v1/definitions/apply",
         f"PUT {_MODEL}/loaded",
         f"PUT {_VERSION}/signature",
@@ -136,6 +135,8 @@ _BY_WAY: Mapping[Way, tuple[str, ...]] = {
         "POST /v1/registry/collect",
         "PUT /v1/cluster/map",
         "POST /v1/cluster/cells",
+        "POST /v1/cluster/changes",
+        "POST /v1/cluster/stops",
         "GET /v1/cluster/moves",
         *(
             f"POST /v1/cluster/moves/{verb}"

@@ -11,10 +11,10 @@ from typing import Any
 import aiohttp
 
 from mlpd.client import requests as r
-from mlpd.client.address import parse_address
 from mlpd.client.aio import build_url, no_answer, open_session
 from mlpd.cluster.router.breaker import FAILURES, Breaker
 from mlpd.cluster.router.hedging import Hedging
+from mlpd.core.address import parse_address
 from mlpd.core.deadlines import too_late
 from mlpd.core.errors import DeadlineExceededError, MlpdError, UnavailableError
 from mlpd.core.trace import TRACEPARENT, get_span
