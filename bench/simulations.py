@@ -6,13 +6,14 @@ without the code under test; what is decided from them is the code under test.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mlpd.experiments.estimates import Cell
 from mlpd.experiments.metric import Metric
-from mlpd.experiments.moments import Moments, RatioMoments
+from mlpd.experiments.moments import Moments, Products, RatioMoments
 from mlpd.experiments.spec import Arm, ExperimentSpec
 from mlpd.experiments.verdict import compare_arms
 
@@ -80,8 +81,9 @@ def looks_at(
         m2, m3 = squares - mean * sums, cubes - 3 * mean * squares + 2 * n * mean**3
         for i, cells in enumerate(found):
             count = int(n[i])
-            x_moments = Moments(count, float(mean[i]) + shift, max(0.0, float(m2[i])), float(m3[i]))
-            pair = RatioMoments(x_moments, Moments(count, 1.0))
+            spread = max(0.0, float(m2[i])), float(m3[i])
+            x_moments = about(count, float(mean[i]) + shift, *spread)
+            pair = paired(x_moments, about(count, 1.0), 0.0)
             cells[phase, METRIC, arm] = Cell(pair, int(events[i]), int(ones[i]))
     return found
 
@@ -90,14 +92,34 @@ def moments(values: Floats) -> Moments:
     """Return the moments of some values."""
     mean = values.mean() if len(values) else 0.0
     m2, m3 = (float(((values - mean) ** k).sum()) for k in (2, 3))
-    return Moments(len(values), float(mean), m2, m3)
+    return about(len(values), float(mean), m2, m3)
+
+
+def about(n: int, mean: float, m2: float = 0.0, m3: float = 0.0) -> Moments:
+    """Return the sums of `n` values with these central moments."""
+    given = [Fraction(value) for value in (mean, m2, m3)]
+    scale = max(value.denominator.bit_length() - 1 for value in given)
+    one = given[0]
+    squares = given[1] + n * one**2
+    cubes = given[2] + 3 * one * given[1] + n * one**3
+    sums = (int(v * 2 ** (k * scale)) for k, v in enumerate((n * one, squares, cubes), start=1))
+    return Moments(n, scale, *sums)
+
+
+def paired(x: Moments, y: Moments, comoment: float) -> RatioMoments:
+    """Return pairs of which `x` and `y` are the moments."""
+    products = Fraction(comoment)
+    if x.n:
+        products += Fraction(x.total * y.total, x.n << (x.scale + y.scale))
+    scale = 64 + x.scale + y.scale
+    return RatioMoments(x, y, Products(scale, round(products * 2**scale)))
 
 
 def cell_of(x: Floats, y: Floats) -> Cell:
     """Return the cell of units with sums `x` and numbers of outcomes `y`."""
     mx, my = moments(x), moments(y)
     comoment = float(((x - mx.mean) * (y - my.mean)).sum())
-    return Cell(RatioMoments(mx, my, comoment), int((x != 0).sum()), int((x != y).sum()))
+    return Cell(paired(mx, my, comoment), int((x != 0).sum()), int((x != y).sum()))
 
 
 def one_phase(
@@ -174,4 +196,4 @@ def _by_outcome(cell: Cell) -> Cell:
     pair = cell.moments
     n = round(pair.n * pair.y.mean)
     rate = pair.ratio
-    return Cell(RatioMoments(Moments(n, rate, n * rate * (1 - rate)), Moments(n, 1.0)), n, n)
+    return Cell(paired(about(n, rate, n * rate * (1 - rate)), about(n, 1.0), 0.0), n, n)

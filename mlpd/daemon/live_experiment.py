@@ -19,7 +19,7 @@ from mlpd.experiments.spec import MAX_ARMS, Arm, ExperimentSpec
 
 EVENTS_MAX = 500
 """Events kept of an experiment; the oldest go."""
-_SLICE_UNITS = 100
+_SLICE_UNITS = 50
 """Units per turn of the loop while sums are made anew: below 1 ms."""
 
 

@@ -63,7 +63,7 @@ class ExperimentState:
     ended (a later weight of 0) all stay, as they were assigned: else nothing were left to compare.
     Units of a bandit stay in their arm, so none is moved.
 
-    Owned by one thread.  `apply` costs about 5 us per metric, `from_records` as much per unit.
+    Owned by one thread.  `apply` costs about 10 us per metric, `from_records` as much per unit.
     """
 
     spec: ExperimentSpec
@@ -97,7 +97,7 @@ class ExperimentState:
     def apply(self, unit: str, old: UnitRecord | None, new: UnitRecord | None) -> None:
         """Take in that a unit's record went from `old` (None if new) to `new` (None if gone).
 
-        The sums then equal those of `from_records` up to rounding.
+        The sums then are those of `from_records`, to the bit.
         """
         known = new or old
         if known is None:
@@ -147,6 +147,16 @@ class ExperimentState:
         return ExperimentState(
             self.spec, self.phases, self.exposed.copy(), self.standing.copy(), self.cells.copy()
         )
+
+    def merge(self, other: "ExperimentState") -> None:
+        """Take in the sums over other units of the same experiment, in the same phases.
+
+        The same to the bit as if `apply` had seen them all, in whatever order.
+        """
+        self.exposed.update(other.exposed)
+        self.standing.update(other.standing)
+        for key, cell in other.cells.items():
+            self.cells[key] = self.cells.get(key, Cell()).merge(cell)
 
     def result(self) -> "ExperimentResult":
         """Return estimates, verdicts and the sample ratio.  Costs well below 1 ms per comparison.

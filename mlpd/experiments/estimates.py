@@ -4,33 +4,33 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from mlpd.experiments.moments import Moments, RatioMoments
+from mlpd.experiments.moments import Moments, Products, RatioMoments
 from mlpd.experiments.records import Pair
 
 
 class CovariateMoments(NamedTuple):
-    """Moments of a covariate c; its sums of products of deviations with the pairs' x and y."""
+    """Moments of a covariate c; the sums of its products with the pairs' x and y."""
 
     c: Moments = Moments()
-    xc: float = 0.0
-    yc: float = 0.0
+    x: Products = Products()
+    y: Products = Products()
 
-    def add(self, before: RatioMoments, pair: Pair, value: float) -> "CovariateMoments":
-        """Return them with one more unit; `before` are the pairs without it."""
-        return self._with(before, pair, value, self.c.add(value), 1)
+    def add(self, pair: Pair, value: float) -> "CovariateMoments":
+        """Return them with one more unit."""
+        x, y = pair
+        return CovariateMoments(self.c.add(value), self.x.add(x, value), self.y.add(y, value))
 
-    def remove(self, before: RatioMoments, pair: Pair, value: float) -> "CovariateMoments":
-        """Return them without a unit that was added; `before` are the pairs with it."""
-        if before.n == 1:
+    def remove(self, pair: Pair, value: float) -> "CovariateMoments":
+        """Return them without a unit that was added."""
+        if self.c.n == 1:
             return CovariateMoments()
-        return self._with(before, pair, value, self.c.remove(value), -1)
+        x, y = self.x.add(pair[0], value, -1), self.y.add(pair[1], value, -1)
+        return CovariateMoments(self.c.remove(value), x, y)
 
-    def _with(
-        self, before: RatioMoments, pair: Pair, value: float, after: Moments, sign: int
-    ) -> "CovariateMoments":
-        step = sign * (value - after.mean)
-        xc = self.xc + (pair[0] - before.x.mean) * step
-        return CovariateMoments(after, xc, self.yc + (pair[1] - before.y.mean) * step)
+    def merge(self, other: "CovariateMoments") -> "CovariateMoments":
+        """Return the moments of the units of both."""
+        c, x, y = self
+        return CovariateMoments(c.merge(other.c), x.merge(other.x), y.merge(other.y))
 
 
 class Cell(NamedTuple):
@@ -58,7 +58,7 @@ class Cell(NamedTuple):
         """Return the cell with one more unit."""
         moments, events, non_events, covariate = self
         if value is not None:
-            covariate = covariate.add(moments, pair, value)
+            covariate = covariate.add(pair, value)
         x, y = pair
         return Cell(moments.add(x, y), events + (x != 0), non_events + (x != y), covariate)
 
@@ -66,9 +66,18 @@ class Cell(NamedTuple):
         """Return the cell without a unit that was added."""
         moments, events, non_events, covariate = self
         if value is not None:
-            covariate = covariate.remove(moments, pair, value)
+            covariate = covariate.remove(pair, value)
         x, y = pair
         return Cell(moments.remove(x, y), events - (x != 0), non_events - (x != y), covariate)
+
+    def merge(self, other: "Cell") -> "Cell":
+        """Return the cell of the units of both, of which none is in both."""
+        return Cell(
+            self.moments.merge(other.moments),
+            self.events + other.events,
+            self.non_events + other.non_events,
+            self.covariate.merge(other.covariate),
+        )
 
 
 class Estimate(NamedTuple):
@@ -154,7 +163,9 @@ def _product(cell: Cell) -> float:
     pair, covariate = cell.moments, cell.covariate
     if not pair.y.mean:
         return 0.0
-    return (covariate.xc - pair.ratio * covariate.yc) / pair.y.mean
+    x = covariate.x.about_means(pair.x, covariate.c)
+    y = covariate.y.about_means(pair.y, covariate.c)
+    return (x - pair.ratio * y) / pair.y.mean
 
 
 def _plain(cell: Cell) -> Estimate:

@@ -83,5 +83,7 @@ def test_the_looks_of_a_simulation_are_the_moments_of_its_units() -> None:
         for arm, chosen in (("a", ~in_b[:n]), ("b", in_b[:n])):
             values = x[:n][chosen]
             expected, found = cell_of(values, np.ones(len(values))), cells[0, "outcome", arm]
-            assert found.moments.x == pytest.approx(expected.moments.x)
+            for name in ("n", "mean", "m2", "m3"):
+                want = pytest.approx(getattr(expected.moments.x, name))
+                assert getattr(found.moments.x, name) == want
             assert (found.events, found.non_events) == (expected.events, expected.non_events)
