@@ -479,6 +479,11 @@ class Cluster(_Group[A, Text, Frame, Binary]):
         """Return a file of the registry by its digest, as bytes."""
         return self._client.send(r.get("v1", "registry", "blobs", digest))
 
+    def part(self, what: str, **fields: Any) -> A:
+        """Return a member's part of what all of them know, as they ask each other for it."""
+        asked = {"what": what, "fields": fields}
+        return self._object(r.call("POST", "v1", "cluster", "parts", fields=asked))
+
     def stop_arm(self, experiment: str, arm: str, *, guardrail: str, reason: str) -> A:
         """Stop an arm of an experiment, for a member whose guardrail was broken."""
         fields = {"experiment": experiment, "arm": arm, "guardrail": guardrail, "reason": reason}

@@ -53,6 +53,7 @@ from mlpd.daemon.monitor import Monitor
 from mlpd.daemon.outcomes import Outcomes
 from mlpd.daemon.ownership import Ownership
 from mlpd.daemon.pages import EventPages
+from mlpd.daemon.parts import Parts
 from mlpd.daemon.peers import NoPeers, Peers
 from mlpd.daemon.performance import Analysis
 from mlpd.daemon.pins import Pins
@@ -175,6 +176,7 @@ class Daemon:
         with self.environment.snapshot() as snapshot:
             self.ownership.load(snapshot)
         self.shared = Shared(self.environment, self.writer, self.ownership)
+        self.parts = Parts(self.ownership.others, self.peers)
         trust = TrustPolicy(config.registry.trusted_keys)
         self.registry = Registry.open(self.environment, self.writer, paths.registry, trust)
         self._build_serving()
@@ -212,7 +214,9 @@ class Daemon:
         )
         self.shadows = ShadowRunner(busy=self._is_busy)
         features = FeaturePlaces(self.registry, lambda ref: self.versions.get(ref).vectorizer)
-        self.experiments = Experiments(self.environment, self.writer, features, self.clock)
+        self.experiments = Experiments(
+            self.environment, self.writer, features, self.parts, self.clock
+        )
         store = RouteStore(self.environment, self.writer)
         self.routes = Routes(
             *(store, self.state, self.models, self.versions, self.experiments), self.clock
@@ -243,7 +247,13 @@ class Daemon:
             *(self.outcomes, self.unit_outcomes),
         )
         self.watch = ExperimentWatch(
-            *(self.experiments, self.arm_stops, self.environment, self.writer), self.clock
+            self.experiments,
+            self.arm_stops,
+            lambda: self.shared.decides,
+            self.parts,
+            self.environment,
+            self.writer,
+            self.clock,
         )
         self.monitor = Monitor(
             self.environment,
@@ -256,6 +266,7 @@ class Daemon:
             load_kernels(_COUNT_KERNELS),
             self.config.monitoring.series_max,
             self.traces,
+            self.parts,
             self.clock,
         )
         self.read = Read(self.environment, self.state, self.ownership)
@@ -294,6 +305,7 @@ class Daemon:
             self.predictions,
             self.paths,
             self.config.monitoring,
+            self.parts,
             self.clock,
         )
         self.drift = Drift(
@@ -302,6 +314,7 @@ class Daemon:
             self.writer,
             self.predictions,
             self.paths,
+            self.parts,
             self.clock,
         )
         self.analysis = Analysis(

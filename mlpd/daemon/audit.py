@@ -7,16 +7,20 @@ as often as its share of a processor allows.
 import asyncio
 import json
 import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mlpd.core.config import MonitoringConfig
 from mlpd.core.errors import MlpdError
 from mlpd.core.time import Clock, format_time
 from mlpd.daemon.offline import offline_request
+from mlpd.daemon.parts import Parts
 from mlpd.daemon.predictions import PredictionLog
 from mlpd.daemon.process import Child
 from mlpd.daemon.state import CatalogState
 from mlpd.features.catalog import Catalog
+from mlpd.monitoring.consistency import MISMATCHES_MAX
 from mlpd.registry.models import Registry
 from mlpd.registry.origin import Origin
 from mlpd.storage.environment import Environment
@@ -24,7 +28,13 @@ from mlpd.storage.files import DataDirectory
 from mlpd.storage.tables import Table
 from mlpd.storage.writer import Writer
 
+RUN_S = 900.0
+"""What audits of other members may take."""
 _NICE = 15
+_SUMS = (
+    *("rows_compared", "values_compared", "mismatched_rows", "mismatches"),
+    *("unavailable", "cpu_s"),
+)
 _log = logging.getLogger("mlpd.audit")
 
 
@@ -40,8 +50,12 @@ class Audit:
         log: PredictionLog,
         paths: DataDirectory,
         config: MonitoringConfig,
+        parts: Parts,
         clock: Clock,
     ) -> None:
+        self._parts = parts
+        parts.offer("audit", self._give_last)
+        parts.offer("audit_run", lambda asked: self.run(asked["limit"]), limit=int | None)
         self._config = config
         self._environment = environment
         self._writer = writer
@@ -62,6 +76,18 @@ class Audit:
     def last(self) -> dict[str, Any] | None:
         """Return what the last audit since the start found, or None."""
         return self._last
+
+    async def last_of_all(self) -> dict[str, Any] | None:
+        """Return what the last audits of all members found, added up; None before the first."""
+        others = await self._parts.others("audit", {})
+        found = [part for part in (self._last, *others) if part is not None]
+        return merge_audits(found) if found else None
+
+    async def run_on_all(self, limit: int | None = None) -> dict[str, Any]:
+        """Recompute logged predictions of all members, up to `limit` of each, at once."""
+        asked = self._parts.others("audit_run", {"limit": limit}, timeout_s=RUN_S)
+        own, others = await asyncio.gather(self.run(limit), asked)
+        return merge_audits([own, *others])
 
     def start(self) -> None:
         """Begin to audit what is served from now on."""
@@ -98,6 +124,9 @@ class Audit:
     async def run(self, limit: int | None = None) -> dict[str, Any]:
         """Recompute up to `limit` logged predictions (None: all) and compare every value."""
         return await self._run({"limit": limit, "window": None})
+
+    async def _give_last(self, _: Mapping[str, Any]) -> dict[str, Any] | None:
+        return self._last
 
     async def _run(self, asked: dict[str, Any]) -> dict[str, Any]:
         async with self._lock:
@@ -172,3 +201,23 @@ class Audit:
                     "definitions": None if running else lineage.definitions,
                 }
         return found
+
+
+def merge_audits(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return several audits as one: counts are sums, the window is all of theirs, `at` the last."""
+    windows = [audit["window"] for audit in found if audit["window"]]
+    by_feature: Counter[str] = Counter()
+    for audit in found:
+        by_feature.update(audit["by_feature"])
+    served = [audit["served"] for audit in found]
+    examples = [example for audit in found for example in audit["examples"]]
+    starts, ends = ([window[end] for window in windows] for end in (0, 1))
+    return {
+        **found[0],
+        **{name: sum(audit[name] for audit in found) for name in _SUMS},
+        "served": None if None in served else sum(served),
+        "by_feature": dict(by_feature),
+        "examples": examples[:MISMATCHES_MAX],
+        "window": [min(starts), max(ends)] if len(windows) == len(found) else None,
+        "at": max(audit["at"] for audit in found),
+    }

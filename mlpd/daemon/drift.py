@@ -10,10 +10,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from mlpd.core.errors import MlpdError, NotFoundError, ValidationError
+from mlpd.core.errors import ConflictError, MlpdError, NotFoundError, ValidationError
 from mlpd.core.time import DAY_US, MIN_TIME_US, Clock, format_time
 from mlpd.daemon.drift_windows import before, newest_us, same_hour, windows_of
 from mlpd.daemon.monitor import Monitor
+from mlpd.daemon.parts import Parts
 from mlpd.daemon.predictions import PredictionLog
 from mlpd.daemon.process import Child
 from mlpd.monitoring.buckets import BUCKET_US
@@ -77,8 +78,10 @@ class Drift:
         writer: Writer,
         log: PredictionLog,
         paths: DataDirectory,
+        parts: Parts,
         clock: Clock,
     ) -> None:
+        self._parts = parts
         self._monitor = monitor
         self._registry = registry
         self._writer = writer
@@ -245,6 +248,12 @@ class Drift:
         return counts, found["not_compared"]
 
     async def _child(self, served: _Served, request: dict[str, Any]) -> Any:
+        if not self._parts.is_alone:
+            raise ConflictError(
+                "this reads vectors of the prediction log, of which each shard has its own",
+                code="several_shards",
+                hint="Counts answer over all shards: references training, rolling, same_hour.",
+            )
         async with self._lock:
             self._log.flush()
             await self._writer.write(lambda _: None)  # what was flushed is stored now

@@ -15,11 +15,13 @@ import msgpack
 import numpy as np
 from numpy.typing import NDArray
 
+from mlpd.core.errors import UnavailableError
 from mlpd.core.time import Clock, format_time
 from mlpd.daemon.arm_stops import ArmStops
 from mlpd.daemon.experiments import Experiments
 from mlpd.daemon.live_experiment import LiveExperiment
 from mlpd.daemon.looks import Window
+from mlpd.daemon.parts import Parts
 from mlpd.experiments.guardrails import Breach, Guardrail
 from mlpd.experiments.judge import Ruling, judge
 from mlpd.monitoring.alerts import ALERTNAME, Measurement
@@ -62,6 +64,8 @@ class ExperimentWatch:
         self,
         experiments: Experiments,
         stops: ArmStops,
+        decides: Callable[[], bool],
+        parts: Parts,
         environment: Environment,
         writer: Writer,
         clock: Clock,
@@ -69,6 +73,9 @@ class ExperimentWatch:
     ) -> None:
         self._experiments = experiments
         self._stops = stops
+        self._decides = decides
+        self._parts = parts
+        self._missing: set[str] = set()
         self._environment = environment
         self._writer = writer
         self._clock = clock
@@ -106,13 +113,21 @@ class ExperimentWatch:
             await self.look_at_all()
 
     async def look_at_all(self) -> None:
-        """Look at every experiment that runs and has changed since the last look."""
-        for live in self._running():
+        """Look at every experiment that runs and has changed since the last look, over all members.
+
+        Of several members the arbiter alone does.
+        """
+        for live in self._running() if self._decides() else ():
             name = live.spec.name
-            if self._seen.get(name) != live.changed:
+            if self._seen.get(name) != live.changed or not self._parts.is_alone:
                 self._seen[name] = live.changed
                 try:
                     await self._look_at(live)
+                    self._missing.discard(name)
+                except UnavailableError as error:  # without a member nothing is decided
+                    if name not in self._missing:
+                        _log.warning("experiment %s can't be looked at: %s", name, error.message)
+                    self._missing.add(name)
                 except Exception:  # noqa: BLE001 - one experiment must not blind the others
                     _log.exception("experiment %s could not be looked at", name)
 
@@ -158,7 +173,7 @@ class ExperimentWatch:
 
     async def _look_at(self, live: LiveExperiment) -> None:
         name = live.spec.name
-        frozen = await live.frozen()
+        frozen = await self._experiments.merged(live)
         ruling = await asyncio.to_thread(judge, frozen)
         self._mismatched[name] = ruling.sample_ratio_alarm
         self._keep_point(name, ruling)

@@ -15,10 +15,14 @@ from mlpd.core.numbers import is_number
 from mlpd.core.time import Clock, format_time, span_us
 from mlpd.daemon.feature_places import FeaturePlaces
 from mlpd.daemon.live_experiment import Event, Kept, LiveExperiment
+from mlpd.daemon.parts import Parts
 from mlpd.daemon.predictions import Prediction
+from mlpd.experiments.analysis import ExperimentState
 from mlpd.experiments.assignment import Assignment, assign
 from mlpd.experiments.documents import spec_from_dict
+from mlpd.experiments.exchange import merge_packed, pack_state
 from mlpd.experiments.guardrails import Breach
+from mlpd.experiments.interleaving import Preference, judge
 from mlpd.experiments.records import UnitRecord, expose, observe, retract
 from mlpd.experiments.spec import ExperimentSpec, check_disjoint
 from mlpd.storage.changes import note
@@ -54,8 +58,15 @@ class Experiments:
     """All experiments of a daemon; every method belongs to the loop."""
 
     def __init__(
-        self, environment: Environment, writer: Writer, features: FeaturePlaces, clock: Clock
+        self,
+        environment: Environment,
+        writer: Writer,
+        features: FeaturePlaces,
+        parts: Parts,
+        clock: Clock,
     ) -> None:
+        self._parts = parts
+        parts.offer("experiment", self._give, name=str)
         self._environment = environment
         self._writer = writer
         self._features = features
@@ -76,11 +87,17 @@ class Experiments:
         return list(self._live.values())
 
     async def get(self, name: str) -> dict[str, Any]:
-        """Return spec, state, phases, cooling arms and the result at this look; NotFoundError."""
+        """Return spec, state, phases, cooling arms and the result at this look, over all members.
+
+        Raises NotFoundError, and as `Parts.others`.
+        """
         live = self.find(name)
-        interleaved = live.spec.interleaving
-        result = None if interleaved else await live.result()
-        preference = live.credits.preference(live.spec.alpha).to_dict() if interleaved else None
+        result = preference = None
+        if live.spec.interleaving:
+            preference = (await self._preference(live)).to_dict()
+        else:
+            merged = await self.merged(live)
+            result = await asyncio.to_thread(lambda: merged.result().to_dict())
         kept, now_us = live.kept, self._clock()
         return {
             "spec": kept.spec.to_dict(),
@@ -95,6 +112,33 @@ class Experiments:
             "result": result,
             "preference": preference,
         }
+
+    async def merged(self, live: LiveExperiment) -> ExperimentState:
+        """Return a copy of an experiment's sums over all members, for another thread.
+
+        Raises as `Parts.others`.
+        """
+        others = await self._parts.others("experiment", {"name": live.spec.name})
+        state = await live.frozen()
+        for part in others:
+            if part is not None:
+                await asyncio.to_thread(merge_packed, state, part["state"])
+        return state
+
+    async def _preference(self, live: LiveExperiment) -> Preference:
+        others = await self._parts.others("experiment", {"name": live.spec.name})
+        tallies = [live.credits.tally(), *(part["tally"] for part in others if part is not None)]
+        lists, clicked, first, second = map(sum, zip(*tallies, strict=True))
+        return judge(lists, clicked, first, second, live.spec.alpha)
+
+    async def _give(self, asked: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Return this member's sums of an experiment, None if it doesn't know it yet."""
+        live = self._live.get(asked["name"])
+        if live is None:
+            return None
+        state = await live.frozen()
+        packed = await asyncio.to_thread(pack_state, state)
+        return {"state": packed, "tally": live.credits.tally()}
 
     def history(self, name: str) -> list[dict[str, Any]]:
         """Return what happened to an experiment, newest first; raises NotFoundError."""

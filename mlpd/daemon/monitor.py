@@ -23,6 +23,7 @@ from mlpd.core.time import Clock, format_time
 from mlpd.core.trace import get_span
 from mlpd.daemon.drift_windows import windows_of
 from mlpd.daemon.packages import read_version
+from mlpd.daemon.parts import Parts
 from mlpd.daemon.served_request import Run
 from mlpd.daemon.state import CatalogState
 from mlpd.daemon.traces import Traces
@@ -74,8 +75,12 @@ class Monitor:
         kernels: Any,
         series_max: int,
         traces: Traces,
+        parts: Parts,
         clock: Clock,
     ) -> None:
+        self._parts = parts
+        parts.offer("performance", self._pack_performance, model=str)
+        parts.offer("drift", self._pack_counts, model=str, version=int, route=str | None)
         self._traces = traces
         self._clock = clock
         self._marks: dict[str, SourceMark] = {}
@@ -183,10 +188,40 @@ class Monitor:
     async def counts_of(
         self, found: ModelVersion, route: str | None, profile: ReferenceProfile
     ) -> list[LiveCounts]:
-        """Return what a version served, up to now, by route and arm."""
+        """Return what a version served, up to now, by route, arm and member."""
+        asked = {"model": found.name, "version": found.number, "route": route}
+        others = await self._parts.others("drift", asked)
         await self.drain()
         layout = CountLayout(profile)
-        return await asyncio.to_thread(self._matching, found.name, found.number, route, layout)
+        own = await asyncio.to_thread(self._matching, found.name, found.number, route, layout)
+        return own + await asyncio.to_thread(self._restored, others, layout)
+
+    def _restored(self, parts: Iterable[Any], layout: CountLayout) -> list[LiveCounts]:
+        """Return counts of other members from what `_pack_counts` gave them."""
+        found = []
+        for served in (served for part in parts for served in part):
+            live = LiveCounts(layout, self._kernels)
+            for width_us, start_us, data in served:
+                live.restore((width_us, start_us), data)
+            found.append(live)
+        return found
+
+    async def _pack_counts(self, asked: Mapping[str, Any]) -> list[Any]:
+        """Return by route and arm the buckets of a version: width and start in us, and bytes."""
+        await self.drain()
+        model, version, route = asked["model"], asked["version"], asked["route"]
+
+        def read() -> list[Any]:
+            return [
+                [[*bucket, data] for bucket, data in self._stored(key)]
+                for key in _stored_keys(self._environment)
+                if (key.model, key.version) == (model, version) and route in (None, key.route)
+            ]
+
+        return await asyncio.to_thread(read)
+
+    async def _pack_performance(self, asked: Mapping[str, Any]) -> list[Any]:
+        return self._performance.pack(asked["model"])
 
     async def drift_between(
         self, start_us: int, end_us: int
@@ -232,16 +267,26 @@ class Monitor:
                     break
         return found
 
-    def performance(self, model: str) -> dict[str, Any]:
+    async def performance(self, model: str) -> dict[str, Any]:
         """Return the labelled performance of a model: in all, by month and by day, per arm.
 
-        `mature`: the period's last day is older than 95 % of its version's label delays.
+        Over all members.  `mature`: the period's last day is older than 95 % of its version's label
+        delays.  Raises NotFoundError(code="unknown_model"), and as `Parts.others`.
         """
-        known = self._performance.keys()
+        others = await self._parts.others("performance", {"model": model})
+        if not others:
+            return self._performance_of(self._performance, model)
+        parts = [self._performance.pack(model), *others]
+        return await asyncio.to_thread(
+            lambda: self._performance_of(PerformanceTable.merge_packed(model, parts), model)
+        )
+
+    def _performance_of(self, table: PerformanceTable, model: str) -> dict[str, Any]:
+        known = table.keys()
         keys = [key for key in known if key.served.model == model]
         if not keys and model not in {m.name for m in self._registry.models()}:
             raise NotFoundError(f"unknown model {model!r}", code="unknown_model")
-        maturity_s = self._maturities(keys)
+        maturity_s = _maturities(table, keys)
         groups: dict[tuple[ServedKey, str], list[CohortKey]] = {}
         for key in keys:
             day = format_time(key.day_us)[:10]
@@ -257,18 +302,11 @@ class Monitor:
                     "arm": served.arm,
                     "period": period,
                     "mature": is_mature(cohorts[-1].day_us, maturity_s[served.version], now_us),
-                    **self._performance.report(cohorts).to_dict(),
+                    **table.report(cohorts).to_dict(),
                 }
                 for (served, period), cohorts in groups.items()
             ],
         }
-
-    def _maturities(self, keys: Iterable[CohortKey]) -> dict[int, float | None]:
-        """Return by version, of one model, the seconds within which 95 % of its labels came."""
-        by_version: dict[int, list[CohortKey]] = {}
-        for key in keys:
-            by_version.setdefault(key.served.version, []).append(key)
-        return {v: self._performance.maturity_s(part) for v, part in by_version.items()}
 
     def shadow_report(self) -> list[dict[str, Any]]:
         """Return every shadow's paired difference to its primary."""
@@ -346,6 +384,14 @@ class Monitor:
             for key, live in found.items()
             if (key.model, key.version) == (model, version) and route in (None, key.route)
         ]
+
+
+def _maturities(table: PerformanceTable, keys: Iterable[CohortKey]) -> dict[int, float | None]:
+    """Return by version, of one model, the seconds within which 95 % of its labels came."""
+    by_version: dict[int, list[CohortKey]] = {}
+    for key in keys:
+        by_version.setdefault(key.served.version, []).append(key)
+    return {version: table.maturity_s(part) for version, part in by_version.items()}
 
 
 def _view_report(

@@ -17,7 +17,7 @@ from mlpd.core.errors import (
     UnavailableError,
 )
 from mlpd.core.hashing import SLOTS
-from mlpd.core.shards import EPOCH_MAX, decode_map, parse_runs
+from mlpd.core.shards import EPOCH_MAX, Shard, decode_map, parse_runs
 from mlpd.core.specs import EntitySpec, ViewSpec
 from mlpd.daemon.part import NOT_HERE, Moves, Part, make_part, make_whole, slots_moving
 from mlpd.daemon.routing import concerned_by, source_routing
@@ -148,6 +148,13 @@ class Ownership:
         """Tell whether the map gives one of these slots to this shard."""
         flags = None if self.member is None else self.member.flags
         return flags is None or any(flags[slot] for slot in slots)
+
+    def others(self) -> list[Shard]:
+        """Return the other shards of the map."""
+        member = self.member
+        if member is None:
+            return []
+        return [shard for shard in member.shard_map.shards if shard.name != member.shard]
 
     def check_member(self, shard: str) -> None:
         """Raise unless this daemon has a map, and `shard` is another one in it."""

@@ -111,6 +111,13 @@ class Credits:
         if known is not None:
             self._count(known, -1)
 
+    def tally(self) -> tuple[int, int, int, int]:
+        """Return units, those with a click, and those that prefer either team: what `judge` takes.
+
+        Those of other units add up.
+        """
+        return len(self._units), self._clicked, self._first, self._second
+
     def preference(self, alpha: float) -> Preference:
         """Return what the clicks say; below 1 ms, however many units there are."""
         return judge(len(self._units), self._clicked, self._first, self._second, alpha)

@@ -317,6 +317,10 @@ def _build_cluster(daemon: Daemon) -> list[Route]:
         ),
         Route(*("GET", "/v1/registry/blobs/{digest}", "read", cluster.blob), produces=(OCTETS,)),
         Route(
+            *("POST", "/v1/cluster/parts", "admin", cluster.part, c.PART, c.GIVEN),
+            keeps_nothing=True,
+        ),
+        Route(
             *("POST", "/v1/cluster/stops", "admin", cluster.stop_arm, c.STOP, c.STOPPED),
             shared=True,
         ),

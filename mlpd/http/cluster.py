@@ -83,6 +83,18 @@ STOP = Shape(
         "reason": Field("text", "How.", required=True),
     }
 )
+PART = Shape(
+    {
+        "what": Field(
+            "text",
+            "Of what.",
+            required=True,
+            choices=("performance", "drift", "experiment", "audit", "audit_run"),
+        ),
+        "fields": Field("object", "Which: model, version, route, name or limit.", required=True),
+    }
+)
+GIVEN = Shape({"part": Field("any", "What adds up with those of other members.")})
 STOPPED = Shape({"stopped": Field("text", "The arm.")})
 
 
@@ -123,6 +135,12 @@ class ClusterHandlers:
             why=asked["why"] or "",
         )
         return await respond(request, found, large=bool(found["changes"]))
+
+    async def part(self, request: web.Request) -> web.Response:
+        """Return this member's part of what all of them know: sums that add up, and audits."""
+        fields = await read_fields(request, PART)
+        part = await self._daemon.parts.give(fields["what"], fields["fields"])
+        return await respond(request, {"part": part}, large=True)
 
     async def stop_arm(self, request: web.Request) -> web.Response:
         """Stop an arm of an experiment, for a member whose guardrail was broken."""

@@ -164,7 +164,8 @@ class MonitoringHandlers:
 
     async def performance(self, request: web.Request) -> web.Response:
         """Return how well a model's labelled predictions did: in all, by month and by day."""
-        return await respond(request, self._daemon.monitor.performance(request.match_info["model"]))
+        model = request.match_info["model"]
+        return await respond(request, await self._daemon.monitor.performance(model))
 
     async def analysis(self, request: web.Request) -> web.Response:
         """Return labelled predictions judged by day and slice, with estimates before labels come.
@@ -194,14 +195,14 @@ class MonitoringHandlers:
 
     async def consistency(self, request: web.Request) -> web.Response:
         """Return what the last audit found, null before the first since the start."""
-        return await respond(request, {"last": self._daemon.audit.last()})
+        return await respond(request, {"last": await self._daemon.audit.last_of_all()})
 
     async def run_audit(self, request: web.Request) -> web.Response:
         """Recompute logged predictions from the log, in a child process; compare bit for bit."""
         limit = (await read_fields(request, AUDIT))["limit"]
         if limit is not None and limit < 1:
             raise ValidationError("'limit' must be at least 1", code="wrong_limit")
-        found: dict[str, Any] = await self._daemon.audit.run(limit=limit)
+        found: dict[str, Any] = await self._daemon.audit.run_on_all(limit=limit)
         return await respond(request, found)
 
 

@@ -6,11 +6,13 @@ much of it has labels; a young cohort's metrics are those of the labels that cam
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final, NamedTuple
 
-from mlpd.core.errors import ConfigurationError
+import numpy as np
+
+from mlpd.core.errors import ConfigurationError, ValidationError
 from mlpd.core.time import DAY_US
 from mlpd.monitoring.delays import Delays, merge_delays
 from mlpd.monitoring.live import ServedKey
@@ -115,6 +117,52 @@ class _Cohort:
         self.errors.add(score - outcome.label, weight)
         self.delays.add(outcome.delay_us, weight)
 
+    def pack(self) -> dict[str, Any]:
+        """Return the counts as what msgpack takes; sums of squares may exceed its integers."""
+        scores, errors = self.scores, self.errors
+        scores.fold()
+        sums = scores.log_loss_units, scores.square_units
+        more = errors.rows, errors.signed, errors.absolute, errors.square
+        return {
+            "predictions": self.predictions,
+            "revisions": self.revisions,
+            "unscored": self.unscored,
+            "is_exact": scores.is_exact,
+            "arrays": [a.tobytes() for a in (scores.keys, scores.labels, scores.calibration)],
+            "sums": [f"{number:x}" for number in (*sums, *more)],
+            "delays": [[index, count] for index, count in self.delays.counts.items()],
+        }
+
+    @classmethod
+    def unpack(cls, packed: Mapping[str, Any]) -> "_Cohort":
+        """Return what `pack` packed."""
+        cohort = cls()
+        for name in ("predictions", "revisions", "unscored"):
+            setattr(cohort, name, int(packed[name]))
+        scores, errors = cohort.scores, cohort.errors
+        keys, labels, calibration = packed["arrays"]
+        scores.is_exact = packed["is_exact"]
+        scores.keys = np.frombuffer(keys, np.float64)
+        scores.labels = np.frombuffer(labels, np.int64).reshape(2, len(scores.keys))
+        scores.calibration = np.frombuffer(calibration, np.int64).reshape(3, -1)
+        sums = [int(text, 16) for text in packed["sums"]]
+        scores.log_loss_units, scores.square_units = sums[:2]
+        errors.rows, errors.signed, errors.absolute, errors.square = sums[2:]
+        cohort.delays.counts.update(dict(packed["delays"]))
+        return cohort
+
+    @classmethod
+    def sum_of(cls, parts: Sequence["_Cohort"]) -> "_Cohort":
+        """Return the counts of all parts; in whole numbers, so in any order."""
+        total = cls()
+        for name in ("predictions", "revisions", "unscored"):
+            setattr(total, name, sum(getattr(part, name) for part in parts))
+        for name in _Errors.__slots__:
+            setattr(total.errors, name, sum(getattr(part.errors, name) for part in parts))
+        total.scores = merge_scores([part.scores for part in parts])
+        total.delays = merge_delays(part.delays for part in parts)
+        return total
+
 
 class PerformanceTable:
     """All cohorts of a daemon, rebuilt from the prediction log at its start.  One thread."""
@@ -166,6 +214,33 @@ class PerformanceTable:
             cohort.note(score, new, 1)
         if old is not None and (new is None or old.label != new.label):
             cohort.revisions += 1
+
+    def pack(self, model: str) -> list[list[Any]]:
+        """Return the cohorts of a model as what msgpack takes, for `merge_packed`."""
+        return [
+            [key.served.version, key.served.route, key.served.arm, key.day_us, cohort.pack()]
+            for key, cohort in self._cohorts.items()
+            if key.served.model == model
+        ]
+
+    @classmethod
+    def merge_packed(cls, model: str, parts: Iterable[Any]) -> "PerformanceTable":
+        """Return the sum of what several tables packed of a model.
+
+        Raises ValidationError(code="invalid_part").
+        """
+        found: dict[CohortKey, list[_Cohort]] = {}
+        try:
+            for version, route, arm, day_us, packed in (row for part in parts for row in part):
+                key = CohortKey(ServedKey(model, version, route, arm), day_us)
+                found.setdefault(key, []).append(_Cohort.unpack(packed))
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValidationError(
+                f"these are no cohorts: {error!r}"[:200], code="invalid_part"
+            ) from None
+        table = cls(cohorts_max=max(1, len(found)))
+        table._cohorts = {key: _Cohort.sum_of(cohorts) for key, cohorts in found.items()}
+        return table
 
     def keys(self) -> list[CohortKey]:
         """Return the cohorts, oldest day first."""

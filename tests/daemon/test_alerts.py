@@ -146,7 +146,7 @@ async def test_a_day_is_judged_once_it_is_older_than_labels_take(
             clock.to_next(WINDOW_US)
             await daemon.alerts.look()
             assert ("Performance" in states(daemon)) is is_judged
-            cohorts = daemon.monitor.performance("quick")["cohorts"]
+            cohorts = (await daemon.monitor.performance("quick"))["cohorts"]
             assert {cohort["mature"] for cohort in cohorts} == {is_judged}
         (whole, *_) = cohorts
         assert 3 * 3600 <= whole["delay_p50_s"] <= whole["delay_p95_s"] < 3.4 * 3600

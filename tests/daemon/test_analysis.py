@@ -61,7 +61,7 @@ async def test_predictions_are_judged_by_day_and_slice_and_agree_with_the_live_c
         assert (version["predictions"], version["labelled"]) == (ROWS, ROWS // 2)
         assert (version["task"], version["calibrated"]) == ("binary", True)
         assert version["delay_p50_s"] == version["delay_p95_s"] == 3600.0
-        cohorts = daemon.monitor.performance("quick")["cohorts"]
+        cohorts = (await daemon.monitor.performance("quick"))["cohorts"]
         live = next(c for c in cohorts if c["period"] == "all")
         (day,) = version["days"][:1]  # two, if midnight passes
         if len(version["days"]) == 1:

@@ -30,9 +30,11 @@ def label(prediction_id: str, value: float, after_us: int | None = None) -> dict
     return {"prediction_id": prediction_id, "label": value, **at}
 
 
-def seen(daemon: Daemon) -> dict[str, Any]:
+async def seen(daemon: Daemon) -> dict[str, Any]:
     """Return the whole of what labels taught, which a restart must not change."""
-    (found,) = [c for c in daemon.monitor.performance("quick")["cohorts"] if c["period"] == "all"]
+    (found,) = [
+        c for c in (await daemon.monitor.performance("quick"))["cohorts"] if c["period"] == "all"
+    ]
     return {name: value for name, value in found.items() if name != "revisions"}
 
 
@@ -49,30 +51,32 @@ async def test_labels_in_any_order_teach_what_the_last_ones_say_and_survive_a_re
         assert (first.accepted, first.joined, first.stale) == (10, 10, 0)
         again = await daemon.feedback.record(batch)  # a retry
         assert (again.joined, again.stale, again.revised) == (0, 10, 0)
-        before = seen(daemon)
+        before = await seen(daemon)
         older = await daemon.feedback.record([label(ids[0], 1, HOUR_US // 2)])
         assert (older.stale, older.joined) == (1, 0)
         against = await daemon.feedback.record([label(ids[0], 1, HOUR_US)])
         assert (against.conflicts, against.joined, against.stale) == (1, 0, 0)
         late = await daemon.feedback.record([label(ids[0], 1, 91 * DAY_US)])
         assert (late.accepted, late.late, late.joined) == (1, 1, 0)
-        assert seen(daemon) == before
+        assert await seen(daemon) == before
         revised = await daemon.feedback.record([label(ids[0], 1, 2 * HOUR_US)])
         assert (revised.joined, revised.revised) == (1, 1)
-        assert seen(daemon)["performance"]["positives"] == before["performance"]["positives"] + 1
+        assert (await seen(daemon))["performance"]["positives"] == before["performance"][
+            "positives"
+        ] + 1
         confirmed = await daemon.feedback.record([label(ids[1], 1, 5 * HOUR_US)])
         assert (confirmed.joined, confirmed.stale) == (0, 1)
-        assert seen(daemon)["delay_p95_s"] > 4 * 3600  # it counts as known then
+        assert (await seen(daemon))["delay_p95_s"] > 4 * 3600  # it counts as known then
         between = await daemon.feedback.record([label(ids[1], 0, 3 * HOUR_US)])
         assert (between.joined, between.stale) == (0, 1)
         counted = daemon.feedback.counts
         assert {fate: counted[fate] for fate in ("late", "conflict", "revised")} == {
             "late": 1, "conflict": 1, "revised": 1
         }  # fmt: skip
-        after = seen(daemon)
+        after = await seen(daemon)
     async with open_daemon(clock=clock) as daemon:
         await until(lambda: daemon.outcomes.rebuilt)
-        assert seen(daemon) == after
+        assert await seen(daemon) == after
 
 
 async def test_numbers_as_labels_have_errors(
@@ -82,7 +86,7 @@ async def test_numbers_as_labels_have_errors(
         await serve_model(daemon, trainable, click_columns)
         ids = await predict(daemon, 4)
         await daemon.feedback.record([label(name, 7.5) for name in ids])
-        found = seen(daemon)
+        found = await seen(daemon)
         assert (found["labelled"], found["unscored"], found["performance"]["auc"]) == (4, 4, None)
         assert 6.5 < found["errors"]["mae"] == -found["errors"]["bias"] <= found["errors"]["rmse"]
 
@@ -95,7 +99,7 @@ async def test_labels_without_a_time_that_came_together_are_in_their_order(
         (name,) = await predict(daemon, 1)
         done = await daemon.feedback.record([label(name, 0), label(name, 1)])
         assert (done.joined, done.revised, done.conflicts) == (2, 1, 0)
-        assert seen(daemon)["performance"]["positives"] == 1
+        assert (await seen(daemon))["performance"]["positives"] == 1
 
 
 @pytest.mark.parametrize("after_us", [None, HOUR_US])
@@ -119,16 +123,16 @@ async def test_labels_that_came_first_join_as_their_predictions_are_stored_and_o
             ids = await predict(daemon, 3)
             early = await daemon.feedback.record([label(name, 1) for name in ids[:2]])
             assert (early.orphans, early.joined) == (2, 0)
-            assert seen(daemon)["labelled"] == 0
+            assert (await seen(daemon))["labelled"] == 0
         late = await daemon.feedback.record([label(ids[1], 0), label(ids[2], 0)])
         assert (late.joined, late.revised, late.orphans) == (2, 1, 0)
-        before = seen(daemon)
+        before = await seen(daemon)
         assert (before["labelled"], before["performance"]["positives"]) == (3, 1)
         again = await daemon.feedback.record([label(ids[0], 1, HOUR_US)])
         assert again.joined == 0
     async with open_daemon() as daemon:
         await until(lambda: daemon.outcomes.rebuilt)
-        assert seen(daemon) == before
+        assert await seen(daemon) == before
 
 
 async def test_a_label_that_came_first_and_is_no_class_is_dropped_as_its_prediction_is_stored(

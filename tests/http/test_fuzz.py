@@ -65,6 +65,7 @@ VALID: dict[str, dict[str, Any]] = {
         "wait_s": 0.0,
         "why": "x",
     },
+    "/v1/cluster/parts": {"what": "performance", "fields": {"model": "risk"}},
     "/v1/cluster/stops": {
         "experiment": "nothing",
         "arm": "b",

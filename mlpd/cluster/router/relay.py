@@ -15,11 +15,10 @@ from mlpd.client import requests as r
 from mlpd.cluster.router.members import Members
 from mlpd.cluster.router.upstream import Until, Upstream
 from mlpd.core.errors import UnavailableError
-from mlpd.http.experiments import RESULT
 from mlpd.http.oip import HEADER_LENGTH
 from mlpd.http.routes import Route
 from mlpd.http.uploads import CHUNK_BYTES, receive_body
-from mlpd.http.wire import BY, read_body, read_deadline, respond
+from mlpd.http.wire import BY, read_body, read_deadline
 
 _FORWARDED = (
     *("Content-Type", "Accept", "Accept-Encoding", "Idempotency-Key"),
@@ -67,14 +66,10 @@ class Relay:
     async def arbiter(self, request: web.Request, route: Route) -> web.StreamResponse:
         """Return the arbiter's answer; of a change, when the members that follow have it."""
         try:
-            answer = await self._first(request, route, self._members.all()[:1])
+            return await self._first(request, route, self._members.all()[:1])
         finally:
             if route.method != "GET":
                 self._on_change()
-        is_part = route.answer is RESULT and len(self._members.all()) > 1
-        if is_part and isinstance(answer, web.Response) and answer.status < 400:  # noqa: PLR2004 - the statuses of errors
-            return await _without_result(request, answer)
-        return answer
 
     async def _first(
         self, request: web.Request, route: Route, members: Sequence[Upstream]
@@ -111,14 +106,6 @@ async def _opened(body: Body) -> AsyncIterator[Any]:
         return
     with await asyncio.to_thread(body.open, "rb") as file:
         yield file
-
-
-async def _without_result(request: web.Request, answer: web.Response) -> web.Response:
-    """Return an experiment without what the arbiter's units alone say of it."""
-    body = answer.body
-    assert isinstance(body, bytes)
-    found = r.read_answer(r.Answer(answer.status, {"content-type": answer.content_type}, body))
-    return await respond(request, {**found, "result": None, "preference": None})
 
 
 def _returned(headers: Mapping[str, str]) -> dict[str, str]:
