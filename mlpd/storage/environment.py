@@ -172,11 +172,11 @@ class Environment:
             raise InternalError("a read-only environment has no part in the time protocol")
         return ReadAt(self)
 
-    def begin_write(self, known_us: TimeUs) -> WriteTransaction:
+    def begin_write(self, known_us: TimeUs, *, noted: bool = False) -> WriteTransaction:
         """Begin the write transaction of a group; only the Writer's thread calls this."""
         if not self._open.is_set():
             raise self._closed_error()
-        return WriteTransaction(self._lmdb, self._dbs, known_us)
+        return WriteTransaction(self._lmdb, self._dbs, known_us, noted=noted)
 
     def usage(self) -> Usage:
         """Return how full the map is, after clearing the slots of readers that died."""

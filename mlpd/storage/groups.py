@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import lmdb
 
@@ -15,6 +15,7 @@ from mlpd.core.errors import InternalError, MlpdError, StorageFullError, Unavail
 from mlpd.core.names import TimeUs
 from mlpd.storage.environment import Environment
 from mlpd.storage.failures import is_storage_failure, translate_error
+from mlpd.storage.feed import Feed
 from mlpd.storage.transactions import WriteTransaction
 
 T = TypeVar("T")
@@ -49,18 +50,34 @@ class WriterStats:
     """Time from the begin of the groups to the end of their commits."""
 
 
-class Entry:
-    """One operation, the future that waits for it (None: posted), and how it ended."""
+class Gate(Protocol):
+    """Says whether anything may be written; asked on the writer thread."""
 
-    __slots__ = ("error", "future", "op", "result", "size_bytes")
+    def check_begin(self) -> None:
+        """Raise UnavailableError if no group may begin."""
+
+    def check_end(self) -> None:
+        """Raise UnavailableError if what has just been committed must not be acknowledged."""
+
+
+class Entry:
+    """One operation, the future that waits for it (None: posted), and how it ended.
+
+    `passes`: it may be written whatever the gate says.
+    """
+
+    __slots__ = ("error", "future", "op", "passes", "result", "size_bytes")
 
     def __init__(
         self,
         op: Operation[Any],
         future: "asyncio.Future[Any] | Future[Any] | None",
         size_bytes: int,
+        *,
+        passes: bool = False,
     ) -> None:
         self.op = op
+        self.passes = passes
         self.future = future
         self.size_bytes = max(size_bytes, ENTRY_BYTES_MIN)
         self.result: Any = None
@@ -89,12 +106,29 @@ class GroupCommitter:
     touch the others; a failing disk fails the whole group and is mended for the next one.
     """
 
-    def __init__(self, environment: Environment) -> None:
+    def __init__(self, environment: Environment, feed: Feed | None, gate: Gate | None) -> None:
         self.stats = WriterStats()
         self._environment = environment
+        self._feed = feed
+        self._gate = gate
 
     def commit(self, group: list[Entry]) -> None:
         """Run the operations, commit, and give every entry its result or error; never raises."""
+        if self._gate is not None:
+            try:
+                self._gate.check_begin()
+            except UnavailableError as error:
+                group = _refuse(group, error)
+                if not group:
+                    return
+        self._commit_passed(group)
+        if self._gate is not None:
+            try:
+                self._gate.check_end()
+            except UnavailableError as error:
+                _refuse(group, error)
+
+    def _commit_passed(self, group: list[Entry]) -> None:
         started_ns = time.perf_counter_ns()
         times = self._environment.times
         known_us = times.begin_group()
@@ -117,26 +151,43 @@ class GroupCommitter:
             self._run_all(group, known_us, _run_guarded)
 
     def _run_all(self, group: list[Entry], known_us: TimeUs, run: _Run) -> None:
-        txn = self._environment.begin_write(known_us)
+        feed = self._feed
+        txn = self._environment.begin_write(known_us, noted=feed is not None and feed.is_on)
+        commit = None
         try:
             for entry in group:
                 run(entry, txn)
             _finish(txn)
+            commit = txn.seal()
+            if feed is not None and commit is not None:
+                feed.begin(commit)
             txn.commit()
         except BaseException:
             txn.abort()
             raise
+        if feed is not None and commit is not None:
+            feed.end(commit.head, committed=True)
 
     def _recover(self, group: list[Entry], known_us: TimeUs, error: Exception) -> None:
         """Fail the group, unless its commit turns out to be on disk; heal the environment."""
         if not is_storage_failure(error):
             logger.error("a write group failed", exc_info=error)
         self.stats.storage_failures += 1
-        if self._reopen_if_broken() and self._is_committed(known_us):
+        committed = self._reopen_if_broken() and self._is_committed(known_us)
+        if self._feed is not None:
+            self._end_feed(self._feed, committed=committed)
+        if committed:
             return
         failure = _failure(error)
         for entry in group:
             entry.error = entry.error or failure
+
+    def _end_feed(self, feed: Feed, *, committed: bool) -> None:
+        try:
+            with self._environment.snapshot() as snapshot:
+                feed.end(snapshot.head, committed=committed)
+        except MlpdError:  # nothing can be read either: followers start again
+            feed.stop()
 
     def _reopen_if_broken(self) -> bool:
         """Reopen after MDB_PANIC, where no transaction can begin; True if that succeeded."""
@@ -184,6 +235,14 @@ class _OperationError(Exception):
     def __init__(self, error: Exception) -> None:
         super().__init__()
         self.error = error
+
+
+def _refuse(group: list[Entry], error: UnavailableError) -> list[Entry]:
+    """Fail the entries that the gate holds up; return the others."""
+    for entry in group:
+        if not entry.passes:
+            entry.error = entry.error or error
+    return [entry for entry in group if entry.passes]
 
 
 def _run(entry: Entry, txn: WriteTransaction) -> None:

@@ -10,6 +10,7 @@ import lmdb
 
 from mlpd.core.errors import InternalError, ValidationError
 from mlpd.core.names import Sequence, TimeUs
+from mlpd.storage.feed import Commit, Op
 from mlpd.storage.tables import HEAD_KEY, Head, Table, from_u64be, rows_key, u64be
 
 Databases = Mapping[Table, "lmdb._Database"]  # noqa: SLF001 - the type has no public name
@@ -165,15 +166,29 @@ class WriteTransaction(_Reader):
     """
 
     __slots__ = (
-        *("_deferred", "_lmdb", "_newest_event_us", "_newest_known_us", "_rows", "_savepoints"),
-        *("_sequence", "known_us"),
+        *(
+            "_deferred",
+            "_lmdb",
+            "_newest_event_us",
+            "_newest_known_us",
+            "_ops",
+            "_replays",
+            "_rows",
+        ),
+        *("_savepoints", "_sequence", "known_us", "previous"),
     )
 
-    def __init__(self, env: lmdb.Environment, dbs: Databases, known_us: TimeUs) -> None:
+    def __init__(
+        self, env: lmdb.Environment, dbs: Databases, known_us: TimeUs, *, noted: bool = False
+    ) -> None:
+        """`noted`: keep what is put and deleted, for `seal` to return."""
         self._lmdb = env
         self._txn = env.begin(write=True)
         self._dbs = dbs
-        head = Head.decode(self.get(_META, HEAD_KEY))
+        self._ops: list[Op] | None = [] if noted else None
+        self._replays = False
+        self.previous = head = Head.decode(self.get(_META, HEAD_KEY))
+        """What the commit before left."""
         self._sequence: int = head.sequence
         self._newest_known_us: int = head.known_us
         self._newest_event_us: int = head.event_us
@@ -209,18 +224,39 @@ class WriteTransaction(_Reader):
                 f"key {key.hex()} does not sort after the last key of table {table}",
                 code="append_out_of_order",
             )
+        if self._ops is not None:
+            self._ops.append((table, key, value))
 
     def put_many(self, table: Table, items: Iterable[tuple[bytes, bytes]]) -> None:
         """Set keys to values, replacing what was there; sorted ones find their pages sooner.
 
         About 0.5 us each where neighbours share a page.
         """
+        if self._ops is not None:
+            items = list(items)
+            self._ops += [(table, key, value) for key, value in items]
         with self._txn.cursor(self._dbs[table]) as cursor:
             cursor.putmulti(items)
 
     def delete(self, table: Table, key: bytes) -> bool:
         """Remove `key`; return whether it was there."""
-        return self._txn.delete(key, b"", self._dbs[table])
+        found = self._txn.delete(key, b"", self._dbs[table])
+        if found and self._ops is not None:
+            self._ops.append((table, key, None))
+        return found
+
+    def replay(self, ops: Iterable[Op]) -> None:
+        """Do what a commit of another environment did, its head included.
+
+        The group then leaves that head, so it must consist of replays alone, in their order.  About
+        1 us per put.
+        """
+        self._replays = True
+        for table, key, value in ops:
+            if value is None:
+                self._txn.delete(key, b"", self._dbs[table])
+            else:
+                self._txn.put(key, value, True, True, False, self._dbs[table])
 
     def take_sequences(self, count: int) -> Sequence:
         """Reserve `count` dense sequences and return the first of them."""
@@ -271,6 +307,7 @@ class WriteTransaction(_Reader):
         outer = self._txn
         numbers = self._sequence, self._newest_known_us, self._newest_event_us
         rows = dict(self._rows)
+        noted = 0 if self._ops is None else len(self._ops)
         self._txn = inner = self._lmdb.begin(write=True, parent=outer)
         self._savepoints += 1
         try:
@@ -280,13 +317,17 @@ class WriteTransaction(_Reader):
             inner.abort()
             self._sequence, self._newest_known_us, self._newest_event_us = numbers
             self._rows = rows
+            if self._ops is not None:
+                del self._ops[noted:]
             raise
         finally:
             self._savepoints -= 1
             self._txn = outer
 
-    def commit(self) -> None:
-        """Write head and counts, make everything durable (fsync); the transaction has ended."""
+    def seal(self) -> Commit | None:
+        """Write head and counts, once and last; return what the commit does if it is noted."""
+        if self._replays:
+            return None
         for source, count in self._rows.items():
             key = rows_key(source)
             self.put(_META, key, u64be(from_u64be(self.get(_META, key) or u64be(0)) + count))
@@ -297,6 +338,10 @@ class WriteTransaction(_Reader):
             self.newest_event_us,
         )
         self.put(_META, HEAD_KEY, head.encode())
+        return None if self._ops is None else Commit(self.previous, head, self._ops)
+
+    def commit(self) -> None:
+        """Make everything durable (fsync); the transaction has ended.  `seal` comes first."""
         self._txn.commit()
 
     def abort(self) -> None:

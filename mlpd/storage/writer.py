@@ -10,10 +10,12 @@ from queue import Empty, SimpleQueue
 
 from mlpd.core.errors import MlpdError, OverloadedError, UnavailableError
 from mlpd.storage.environment import Environment
-from mlpd.storage.groups import Entry, GroupCommitter, Operation, T, WriterStats
-from mlpd.storage.transactions import WriteTransaction
+from mlpd.storage.feed import Feed
+from mlpd.storage.groups import Entry, Gate, GroupCommitter, Operation, T, WriterStats
+from mlpd.storage.tables import Head
+from mlpd.storage.transactions import Snapshot, WriteTransaction
 
-__all__ = ["Operation", "Writer", "WriterStats"]
+__all__ = ["Gate", "Operation", "Writer", "WriterStats"]
 
 logger = logging.getLogger(__name__)
 
@@ -24,6 +26,8 @@ GROUP_BYTES_MAX = 16 << 20
 """A group takes what waits up to these bounds (bench: 64 waiting writers make groups of 64)."""
 REACH_WAIT_S = 1.0
 """How long `Writer.reach` waits at most."""
+
+_Test = Callable[[Snapshot], bool]
 
 
 class Writer:
@@ -39,9 +43,12 @@ class Writer:
         *,
         queue_entries_max: int = QUEUE_ENTRIES_MAX,
         queue_bytes_max: int = QUEUE_BYTES_MAX,
+        feed: Feed | None = None,
+        gate: Gate | None = None,
     ) -> None:
+        """`feed`: gets every commit, while it is on.  `gate`: may refuse groups."""
         self._environment = environment
-        self._committer = GroupCommitter(environment)
+        self._committer = GroupCommitter(environment, feed, gate)
         self.stats = self._committer.stats
         self._entries_max = queue_entries_max
         self._bytes_max = queue_bytes_max
@@ -63,16 +70,17 @@ class Writer:
         """Bytes waiting now, as their callers gave them."""
         return self._queued_bytes
 
-    async def write(self, op: Operation[T], *, size_bytes: int = 0) -> T:
+    async def write(self, op: Operation[T], *, size_bytes: int = 0, passes: bool = False) -> T:
         """Run `op` in the next group and return its result once it is on disk.
 
+        `passes`: whatever the gate says; else it may raise UnavailableError with its code.
         `size_bytes`: about what it holds and writes, for the bounds.  Raises what `op` raised,
         OverloadedError when the queue is full (nothing was done; `retry_after_s` in the details),
         StorageFullError when the disk is full or failing (nothing was written).  Cancelling the
         caller drops an operation that has not begun; one that has begun may still be written.
         """
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self._submit(Entry(op, future, size_bytes))
+        self._submit(Entry(op, future, size_bytes, passes=passes))
         return await future
 
     def write_blocking(self, op: Operation[T], *, size_bytes: int = 0) -> T:
@@ -115,13 +123,22 @@ class Writer:
 
         Waits until `deadline_s` on `time.monotonic()`, a second at most.
         """
-        if sequence <= 0 or self._has_reached(sequence):
+        return sequence <= 0 or await self._reach(
+            lambda snapshot: snapshot.sequence >= sequence, deadline_s
+        )
+
+    async def follow(self, head: Head, *, deadline_s: float | None = None) -> bool:
+        """Tell whether the newest commit is another one than that of `head`; waits as `reach`."""
+        return await self._reach(lambda snapshot: snapshot.head != head, deadline_s)
+
+    async def _reach(self, is_there: _Test, deadline_s: float | None) -> bool:
+        if self._is_true(is_there):
             return True
         latest_s = time.monotonic() + REACH_WAIT_S
         latest_s = latest_s if deadline_s is None else min(latest_s, deadline_s)
         try:
             async with asyncio.timeout(latest_s - time.monotonic()):
-                while not await self._next_commit(sequence):
+                while not await self._next_commit(is_there):
                     pass
         except TimeoutError:
             return False
@@ -135,24 +152,24 @@ class Writer:
                 self._queue.put(None)
         self._thread.join()
 
-    async def _next_commit(self, sequence: int) -> bool:
-        """Wait for the next group, unless `sequence` is there already; tell whether it is now."""
+    async def _next_commit(self, is_there: _Test) -> bool:
+        """Wait for the next group, unless the test is true already; tell whether it is now."""
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         watcher = Entry(_do_nothing, future, 0)
         with self._lock:
             self._watchers.add(watcher)
         try:
             # Looked at while the watcher waits, so that no commit falls between the two.
-            if not self._has_reached(sequence):
+            if not self._is_true(is_there):
                 await future
         finally:
             with self._lock:
                 self._watchers.discard(watcher)
-        return self._has_reached(sequence)
+        return self._is_true(is_there)
 
-    def _has_reached(self, sequence: int) -> bool:
+    def _is_true(self, test: _Test) -> bool:
         with self._environment.snapshot() as snapshot:
-            return snapshot.sequence >= sequence
+            return test(snapshot)
 
     def _submit(self, entry: Entry) -> None:
         with self._lock:
