@@ -76,9 +76,11 @@ def main() -> None:
 
     serve = run.serve
 
-    async def watched(config: Any, directory: Path, on_ready: Callable[[str], None]) -> None:
+    async def watched(
+        config: Any, directory: Path, on_ready: Callable[[str], None], beside: Any = None
+    ) -> None:
         watch_loop()
-        await serve(config, directory, on_ready)
+        await serve(config, directory, on_ready, beside)
 
     run.serve = watched
     cli.main(sys.argv[1:], prog_name="mlpd")

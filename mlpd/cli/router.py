@@ -57,8 +57,14 @@ if TYPE_CHECKING:
     show_default=True,
     help="How many rows are kept, 1 kB or so each.",
 )
+@click.option(
+    "--max-staleness",
+    type=click.FloatRange(0.0, 1e6),
+    metavar="SECONDS",
+    help="Read from followers of a shard that can't be reached, if they are as fresh.",
+)
 @click.option("--verbose", is_flag=True, help="Log more, to stderr.")
-def router(
+def router(  # noqa: PLR0913 - one per option
     shards: str,
     host: str,
     port: int,
@@ -66,6 +72,7 @@ def router(
     hedge: float,
     cache_max_age: float,
     cache_rows: int,
+    max_staleness: float | None,
     *,
     verbose: bool,
 ) -> None:
@@ -94,6 +101,7 @@ def router(
         hedge_share=hedge,
         cache_age_s=cache_max_age,
         cache_rows=cache_rows,
+        max_staleness_s=max_staleness,
     )
 
     def on_start(url: str, made: "Router") -> None:

@@ -1,5 +1,6 @@
 """`mlpd serve`: the daemon in the foreground, until Ctrl-C or SIGTERM."""
 
+from functools import partial
 from pathlib import Path
 
 import click
@@ -17,18 +18,35 @@ import click
 )
 @click.option("--host", help="Loopback address to listen on.  [default: 127.0.0.1]")
 @click.option("--port", type=int, help="TCP port, 0 for any free one.  [default: 8700]")
+@click.option(
+    "--follow", metavar="URL", help="Have what the daemon at URL has, and answer reads of it."
+)
+@click.option(
+    "--discard", is_flag=True, help="With --follow: replace the data that is in DATA_DIR."
+)
 @click.option("--verbose", is_flag=True, help="Log more, to stderr.")
 def serve(
-    config: Path | None, data_dir: Path, host: str | None, port: int | None, *, verbose: bool
+    config: Path | None,
+    data_dir: Path,
+    host: str | None,
+    port: int | None,
+    follow: str | None,
+    *,
+    discard: bool,
+    verbose: bool,
 ) -> None:
     """Run the daemon: features, models, training, serving, experiments, monitoring.
 
     It listens on 127.0.0.1:8700 and on a unix socket in the data directory.  Ctrl-C or SIGTERM
     stops it gracefully: it drains, flushes and closes.
+
+    With --follow it is a follower, for good: started again, it needs the option no more.  mlpd
+    shard promote makes it the owner.
     """
     import asyncio
 
     from mlpd.cli.log import set_up_logging
+    from mlpd.cluster.replica.beside import Companion
     from mlpd.core.config import Config, load_config, with_server
     from mlpd.http.run import serve as run
 
@@ -40,4 +58,8 @@ def serve(
     def on_ready(url: str) -> None:
         click.echo(f"mlpd is ready at {url}  (data: {data_dir}; Ctrl-C stops it)")
 
-    asyncio.run(run(settings, data_dir, on_ready))
+    if discard and follow is None:
+        raise click.UsageError("--discard goes with --follow URL")
+    told = partial(click.echo, err=True)
+    companion = Companion(follow and follow.rstrip("/"), told, discard=discard)
+    asyncio.run(run(settings, data_dir, on_ready, companion))

@@ -64,9 +64,10 @@ class AsyncClient(_Operations):
         by: str = "python client",
         retries: Retries | None = None,
         traceparent: Traceparent | None = None,
+        max_staleness_s: float | None = None,
     ) -> None:
         super().__init__(deadline_s=deadline_s)
-        self._guide = Guide([url] if isinstance(url, str) else url)
+        self._guide = Guide([url] if isinstance(url, str) else url, max_staleness_s)
         self.address = parse_address(self._guide.urls[0])
         self._timeout_s = timeout_s
         self._by = by

@@ -534,6 +534,42 @@ class Cluster(_Group[A, Text, Frame, Binary]):
         """Store a chunk of history of slots that arrive."""
         return self._move("import", move=move, chunk=chunk)
 
+    def role(self) -> A:
+        """Return what the daemon is to its shard, and how far behind followers are."""
+        return self._object(r.get("v1", "cluster", "replica"))
+
+    def feed(
+        self, after: str, *, follower: str, ticket: int | None = None, wait: bool = False
+    ) -> A:
+        """Return the commits that follow the head `after`, as bytes; `wait` a moment for one."""
+        fields = {"after": after, "follower": follower, "ticket": ticket, "wait": wait}
+        return self._object(
+            r.call("POST", "v1", "cluster", "replica", "feed", fields=fields, repeatable=False)
+        )
+
+    def snapshot(self) -> A:
+        """Let the daemon take a backup for a follower; returns its id and files."""
+        path = ("v1", "cluster", "replica", "snapshots")
+        return self._object(r.call("POST", *path, repeatable=False, timeout_s=r.LONG_S))
+
+    def forget_snapshot(self, snapshot: str) -> A:
+        """Remove a backup that was fetched."""
+        return self._object(r.call("DELETE", "v1", "cluster", "replica", "snapshots", snapshot))
+
+    def file(self, path: str, offset: int, *, snapshot: str | None = None) -> A:
+        """Return up to 4 MiB of a file, of a snapshot or of the daemon, and its size."""
+        fields = {"path": path, "offset": offset, "snapshot": snapshot}
+        return self._object(r.call("POST", "v1", "cluster", "replica", "file", fields=fields))
+
+    def step_role(self, step: str, **fields: Any) -> A:
+        """Take a step of a promotion.
+
+        pause (`url`, `token`), resume (`token`), fence (`map`, `token`), stand, promote (`map`,
+        `head`).
+        """
+        fields = {"step": step, **fields}
+        return self._object(r.call("POST", "v1", "cluster", "replica", "role", fields=fields))
+
     def _move(self, verb: str, **fields: Any) -> A:
         path = ("v1", "cluster", "moves", verb)
         return self._object(r.call("POST", *path, fields=fields, timeout_s=r.LONG_S))

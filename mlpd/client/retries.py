@@ -9,9 +9,9 @@ from mlpd.core.errors import MlpdError, OverloadedError, UnavailableError
 ATTEMPTS_MAX = 4
 PAUSE_S = 0.05
 PAUSE_MAX_S = 5.0
-PASSING = frozenset(("slots_moving", "map_behind"))
-"""Codes of what a shard answers while slots move, or before it heard that they have: both pass by
-themselves, say when to come back, and nothing was done."""
+PASSING = frozenset(("slots_moving", "map_behind", "promoting"))
+"""Codes of what a shard answers while slots move, before it heard that they have, or while another
+daemon takes its place: all pass by themselves, say when to come back, and nothing was done."""
 MOVING_ATTEMPTS_MAX = 40
 """Some five seconds: a pause takes a tenth of one, on a crowded machine more."""
 BUDGET_MAX = 10.0

@@ -53,6 +53,8 @@ class Client(_Operations):
     whole call with its retries.  `deadline_s`: how long a prediction may take, with its retries.
     `by`: who makes changes, for the histories of models and routes.  `traceparent`: called for the
     W3C header of the trace that a call belongs to; the daemon's logs carry its ids.
+    `max_staleness_s`: reads of a shard that can't be reached go to its followers, whose answers may
+    be so old; None: they fail.
     """
 
     def __init__(
@@ -64,9 +66,10 @@ class Client(_Operations):
         by: str = "python client",
         retries: Retries | None = None,
         traceparent: Traceparent | None = None,
+        max_staleness_s: float | None = None,
     ) -> None:
         super().__init__(deadline_s=deadline_s)
-        self._guide = Guide([url] if isinstance(url, str) else url)
+        self._guide = Guide([url] if isinstance(url, str) else url, max_staleness_s)
         self.address = parse_address(self._guide.urls[0])
         self._timeout_s, self._by = timeout_s, by
         self._fixed = f"x-mlpd-by: {by}\r\n" if by.isprintable() and by.isascii() else ""

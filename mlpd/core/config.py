@@ -25,6 +25,9 @@ from mlpd.core.time import (
     parse_duration,
 )
 
+LEASE_US_MIN = 3 * SECOND_US
+"""A follower of an owner that does nothing asks once a second."""
+
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -195,6 +198,22 @@ class AlertsConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class ReplicaConfig:
+    """`[replica]`: followers of this daemon, and what it is as one."""
+
+    feed_bytes: int = 1024**3
+    """Newest commits that are kept for followers, once there are any."""
+    lease_us: int = 0
+    """0 s: an owner writes whether its followers are there or not.  More: it stops when one of
+    those in its map hasn't been heard of for so long, and none is promoted as if it were lost
+    before."""
+    max_staleness_us: int = 10 * SECOND_US
+    """A follower that is further behind its owner answers no reads that ask for nothing else."""
+    lag_alert_us: int = 30 * SECOND_US
+    """A follower in the map that is further behind than this is told of."""
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """All settings of a daemon."""
 
@@ -208,6 +227,7 @@ class Config:
     registry: RegistryConfig = field(default_factory=RegistryConfig)
     monitoring: MonitoringConfig = field(default_factory=MonitoringConfig)
     alerts: AlertsConfig = field(default_factory=AlertsConfig)
+    replica: ReplicaConfig = field(default_factory=ReplicaConfig)
 
 
 _SECTIONS: dict[str, type[Any]] = {
@@ -221,7 +241,9 @@ _SECTIONS: dict[str, type[Any]] = {
     "registry": RegistryConfig,
     "monitoring": MonitoringConfig,
     "alerts": AlertsConfig,
+    "replica": ReplicaConfig,
 }
+_MAY_BE_0 = ("port", "nice", "lease_us")
 Section = TypeVar("Section")
 
 
@@ -300,6 +322,8 @@ def _public(name: str) -> str:
 
 def _value(spec: "dataclasses.Field[Any]", value: Any, where: str) -> Any:
     if spec.name.endswith("_us"):
+        if spec.name in _MAY_BE_0 and str(value).rstrip("usmhd") == "0":
+            return 0
         try:
             return parse_duration(value, where)
         except MlpdError as error:
@@ -319,13 +343,15 @@ def _value(spec: "dataclasses.Field[Any]", value: Any, where: str) -> Any:
 def _check_ranges(section: Any, where: str) -> None:
     for spec in dataclasses.fields(section):
         value = getattr(section, spec.name)
-        least = 0 if spec.name in ("port", "nice") else 1
+        least = 0 if spec.name in _MAY_BE_0 else 1
         if spec.type is int and value < least:
             raise ConfigurationError(f"{where}: {spec.name!r} must be at least {least}")
     if isinstance(section, ServerConfig):
         _check_server(section)
     if isinstance(section, AlertsConfig):
         _check_alerts(section, where)
+    if isinstance(section, ReplicaConfig) and 0 < section.lease_us < LEASE_US_MIN:
+        raise ConfigurationError(f"{where}: 'lease' must be 0s or at least 3s")
     if isinstance(section, PluginsConfig):
         for text in section.commands:
             parse_command(text, where)

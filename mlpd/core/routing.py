@@ -27,6 +27,12 @@ ROUTING_HEADER = "x-mlpd-routing"
 SLOTS_HEADER = "x-mlpd-slots"
 """Runs of the slots that events count for, where that isn't all of those that are here."""
 
+MAX_STALENESS_HEADER = "x-mlpd-max-staleness-ms"
+"""How stale the answer of a follower may be, milliseconds."""
+
+STALENESS_HEADER = "x-mlpd-staleness-ms"
+"""How stale it is at most."""
+
 NO_SLOT = -1
 """Of a row without a key."""
 

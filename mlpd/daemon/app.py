@@ -2,11 +2,14 @@
 
 import asyncio
 import logging
+import time
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 from mlpd import __version__
 from mlpd.core.config import Config
+from mlpd.core.errors import UnavailableError
 from mlpd.core.kernels import load_kernels, precompile
 from mlpd.core.limits import AdaptiveLimit
 from mlpd.core.time import MIN_TIME_US, Clock, format_time, system_clock
@@ -42,6 +45,7 @@ from mlpd.daemon.expire import Expire
 from mlpd.daemon.explain import Explain
 from mlpd.daemon.feature_places import FeaturePlaces
 from mlpd.daemon.feedback import Feedback
+from mlpd.daemon.feeding import Feeding
 from mlpd.daemon.following import Following
 from mlpd.daemon.fsck import Fsck
 from mlpd.daemon.history import History
@@ -67,8 +71,10 @@ from mlpd.daemon.quality import Quality
 from mlpd.daemon.read import Read
 from mlpd.daemon.read_pool import ReadPool
 from mlpd.daemon.recount import Recount
+from mlpd.daemon.replica_watch import ReplicaLook, replica_collector
 from mlpd.daemon.reproduce import Reproduce
 from mlpd.daemon.retention import Retention
+from mlpd.daemon.roles import Roles
 from mlpd.daemon.route_store import RouteStore
 from mlpd.daemon.routes import Routes
 from mlpd.daemon.runs import Runs
@@ -79,6 +85,7 @@ from mlpd.daemon.shared import Shared
 from mlpd.daemon.sinks import build_sinks
 from mlpd.daemon.state import CatalogState
 from mlpd.daemon.stats import Stats
+from mlpd.daemon.tailing import Tailing
 from mlpd.daemon.traces import Traces
 from mlpd.daemon.train import Train
 from mlpd.daemon.unit_outcomes import UnitOutcomes
@@ -96,10 +103,12 @@ from mlpd.serving.shadow import ShadowRunner
 from mlpd.serving.table import ModelTable
 from mlpd.storage.compactor import CompactionPolicy, Compactor
 from mlpd.storage.environment import Environment
+from mlpd.storage.feed import Feed
 from mlpd.storage.files import DataDirectory, make_dirs
 from mlpd.storage.lock import DaemonLock
 from mlpd.storage.map_store import FileMapStore
 from mlpd.storage.moved_keys import PREDICTION
+from mlpd.storage.roles import RoleStore
 from mlpd.storage.segments import load_manifests, sizes_by_source
 from mlpd.storage.whole import refuse_incomplete
 from mlpd.storage.writer import Writer
@@ -111,6 +120,9 @@ KERNEL_MODULES = (
 )
 FLUSH_S = 0.05
 """How long a served row waits at most before the writer has it."""
+
+DRAIN_S = 1.0
+"""How long a pause waits for requests under way."""
 
 RETAIN_S = 600.0
 """How often what is too old is looked for."""
@@ -168,13 +180,20 @@ class Daemon:
         self.environment = Environment.open(
             paths.lmdb, clock=clock, map_bytes=config.storage.map_bytes
         )
-        self.writer = Writer(self.environment)
+        with self.environment.snapshot() as snapshot:
+            self.feed = Feed(paths.feed, config.replica.feed_bytes, snapshot.head)
+        self.roles = Roles(RoleStore(paths.root), config.replica.lease_us)
+        self.writer = Writer(self.environment, feed=self.feed, gate=self.roles)
         self.state = CatalogState(load_feature_kernels(), paths.cache / "kernels")
         with self.environment.snapshot() as snapshot:
             self.state.load(snapshot)
         self.ownership = Ownership(FileMapStore(paths.root), self.writer, self.state)
         with self.environment.snapshot() as snapshot:
             self.ownership.load(snapshot)
+        self.roles.member = lambda: self.ownership.member
+        self.roles.drain, self.roles.barrier = self._drain, self._pass
+        if self.roles.is_owner and self.roles.replicas():
+            self.feed.start()  # so that it begins with what this daemon does first
         self.shared = Shared(self.environment, self.writer, self.ownership)
         self.parts = Parts(self.ownership.others, self.peers)
         trust = TrustPolicy(config.registry.trusted_keys)
@@ -186,6 +205,11 @@ class Daemon:
         along = self.experiments, self.recount
         self.departures = Departures(*moving, *along, self.predictions, self.compactor)
         self.arrivals = Arrivals(*moving, *along)
+        self.tailing = Tailing(*moving)
+        self.feeding = Feeding(
+            *(self.environment, self.writer, self.feed, self.roles, self.ownership),
+            *(self.backup, paths),
+        )
         violations = Violations(config.monitoring.redact)
         self.ingest = Ingest(
             self.writer, self.state, self.monitor.freshness, violations, self.ownership
@@ -457,6 +481,8 @@ class Daemon:
         sources = SourceLook(self.ingest, freshness, self.state, config)
         burn = SloLook(freshness, config)
         disk = DiskLook(self.paths.root, self.environment, self.writer, config)
+        lag_alert_s = self.config.replica.lag_alert_us / 1e6
+        replicas = ReplicaLook(self.roles, self.feeding, lag_alert_s)
         every_s = config.window_us / 1e6
         self._served_look = ServedLook(self.monitor, self.registry, config, self.clock())
         self.quality = Quality(self.ingest, self._served_look, self.state)
@@ -464,6 +490,7 @@ class Daemon:
             self._standstill,
             *(Every(every_s, look.names, look.measure) for look in (sources, burn, disk)),
             AuditLook(self.audit),
+            Every(min(every_s, lag_alert_s), replicas.names, replicas.measure),
             self.watch,
             self._served_look,
             self.checks,
@@ -482,6 +509,9 @@ class Daemon:
             "outcomes",
             outcome_collector(self.feedback, self.predictions, self.shadows, self.audit),
         )
+        metrics.add_collector(
+            "replica", replica_collector(self.roles, self.feeding, self.tailing, self.feed)
+        )
         metrics.add_collector("traces", trace_collector(self.traces))
         metrics.add_collector("alerts", alert_collector(self.alerts))
         metrics.add_collector("drift", drift_collector(self._served_look))
@@ -493,8 +523,15 @@ class Daemon:
         )
 
     async def start(self) -> None:
-        """Load routes and begin to work; afterwards the daemon is ready."""
+        """Load routes and begin to work; afterwards the daemon is ready.
+
+        One that is no owner does nothing but read.
+        """
         await asyncio.to_thread(self.history.sweep)
+        await self.feeding.start()
+        if self.roles.is_resting:
+            self.ready = True
+            return
         await self.shared.adopt()
         await self.pool.start()
         self.shadows.start()
@@ -534,29 +571,51 @@ class Daemon:
     async def stop(self) -> None:
         """Stop in reverse order; everything acknowledged, and every served row, is on disk."""
         self.ready = False
+        if self.roles.is_resting:
+            await self.peers.close()
+            await self._close_reading()
+            await self._close()
+            return
         self.scheduler.stop()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.peers.close()
-        await self.canaries.keep()
-        await self.watch.close()
-        await self.alerts.stop()
-        await self.erase.stop()
-        await self.runs.stop()
-        await asyncio.to_thread(self.read_pool.close)
-        await self.batcher.close()
-        await self.audit.stop()
-        await self.checks.stop()
-        await self.monitor.stop()
-        await self.traces.stop()
+        for end in (
+            *(self.canaries.keep, self.watch.close, self.alerts.stop, self.erase.stop),
+            *(self.runs.stop, self._close_reading, self.audit.stop, self.checks.stop),
+            *(self.monitor.stop, self.traces.stop),
+        ):
+            await _ended(end)
         self.predictions.flush()
         await asyncio.to_thread(self.shadows.close)
         await self.models.close()
         await self.pool.close()
+        await self._close()
+
+    async def _close_reading(self) -> None:
+        await asyncio.to_thread(self.read_pool.close)
+        await self.batcher.close()
+
+    async def _close(self) -> None:
         await asyncio.to_thread(self.writer.close)
+        self.feed.close()
         self.environment.close()
         self.lock.close()
+
+    async def _drain(self) -> None:
+        """Wait for requests that are let in already, a second at most, and log what was served."""
+        until_s = time.monotonic() + DRAIN_S
+        while time.monotonic() < until_s:
+            if not any(self.limits[kind].in_flight for kind in ("ingest", "predict")):
+                break
+            await asyncio.sleep(DRAIN_S / 100)
+        self.predictions.flush()
+        await self.writer.write(lambda _: None)
+
+    async def _pass(self) -> None:
+        """Wait for the group of writes that is under way; leaves the head as it is."""
+        await self.writer.write(lambda txn: txn.replay(()), passes=True)
 
     def status(self) -> dict[str, Any]:
         """Return what runs, how much there is, how long it has been up."""
@@ -621,6 +680,7 @@ class Daemon:
                 await self.retention.run()
                 kept_us = self.config.predictions.retention_us
                 await self.prediction_files.remove_old(self.clock() - kept_us)
+                await self.feeding.rest()
             except Exception:  # noqa: BLE001 - nothing is lost by keeping rows; the next turn tries
                 _log.exception("old predictions could not be removed")
             await asyncio.sleep(RETAIN_S)
@@ -642,3 +702,11 @@ class Daemon:
         await asyncio.to_thread(__import__, "apscheduler.schedulers.asyncio")
         self.scheduler.start()
         await self.scheduler.tick()
+
+
+async def _ended(end: Callable[[], Awaitable[object]]) -> None:
+    """Let a part end; what it would still keep, a daemon that may write no more can't."""
+    try:
+        await end()
+    except UnavailableError as error:
+        _log.warning("a part ended without keeping its state: %s", error.message)

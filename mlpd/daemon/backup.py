@@ -59,12 +59,14 @@ class Backup:
         """Return a lock that keeps backups waiting; taking it waits for one under way."""
         return self._files
 
-    async def run(self, destination: str, *, copy: bool = False) -> dict[str, Any]:
+    async def run(
+        self, destination: str, *, copy: bool = False, within: bool = False
+    ) -> dict[str, Any]:
         """Write a backup to `destination`, an absolute path to nothing or an empty folder.
 
-        `copy`: no hard links.  It holds everything acknowledged before the call; an apply or a
-        compaction under way is waited for, the next one waits.  Raises
-        ConflictError (`backup_running`, `destination_not_empty`, `file_differs`,
+        `copy`: no hard links.  `within`: it is a folder of the daemon's own.  It holds everything
+        acknowledged before the call; an apply or a compaction under way is waited for, the next one
+        waits.  Raises ConflictError (`backup_running`, `destination_not_empty`, `file_differs`,
         `backup_failed`), ValidationError, StorageFullError, OverloadedError(
         code="backup_outgrown"); whatever it raises, nothing is left at the destination.
         """
@@ -75,7 +77,7 @@ class Backup:
                 hint="Wait for it; one backup reads everything once.",
             )
         async with self._lock, self._files:
-            target = await asyncio.to_thread(self._prepare, destination)
+            target = await asyncio.to_thread(self._prepare, destination, within=within)
             try:
                 # An apply builds its views' rows before they are defined; a copy taken meanwhile
                 # would have them, and the next apply there would count them as its own.
@@ -85,9 +87,9 @@ class Backup:
                 await asyncio.shield(asyncio.to_thread(_remove_content, target))
                 raise
 
-    def _prepare(self, destination: str) -> Path:
+    def _prepare(self, destination: str, *, within: bool) -> Path:
         """Return the destination, an empty folder now; raises if it can't be one."""
-        target = check_destination(destination, self._paths.root)
+        target = Path(destination) if within else check_destination(destination, self._paths.root)
         try:
             make_dirs(target)
             free_bytes = shutil.disk_usage(target).free

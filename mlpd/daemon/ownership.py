@@ -17,7 +17,7 @@ from mlpd.core.errors import (
     UnavailableError,
 )
 from mlpd.core.hashing import SLOTS
-from mlpd.core.shards import EPOCH_MAX, Shard, decode_map, parse_runs
+from mlpd.core.shards import EPOCH_MAX, Shard, ShardMap, decode_map, parse_runs
 from mlpd.core.specs import EntitySpec, ViewSpec
 from mlpd.daemon.part import NOT_HERE, Moves, Part, make_part, make_whole, slots_moving
 from mlpd.daemon.routing import concerned_by, source_routing
@@ -314,6 +314,19 @@ class Ownership:
                 )
                 self.changed.set()
         return self.to_dict()
+
+    def adopt(self, shard_map: ShardMap) -> None:
+        """Go by a later map of the same cluster, whatever it says of this shard; durable, blocks.
+
+        For a daemon that writes nothing: what it holds is another one's.  Raises what
+        `MapStore.store` raises.
+        """
+        assert self.member is not None, "it has no map"
+        new = Member(self.member.shard, shard_map)
+        if new != self.member:
+            self._store.store(new, self.epoch)
+            self.member = new
+            self.go_by(self.moves)
 
     def _install(
         self, txn: WriteTransaction, new: Member, expected_epoch: int, *, dry_run: bool

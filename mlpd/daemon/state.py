@@ -119,6 +119,10 @@ class CatalogState:
         txn.put(Table.DEFINITIONS, VERSION_KEY, _key(catalog))
         txn.put(Table.DEFINITIONS, b"v" + _key(catalog), packed)
 
+    def learn(self, stored: bytes) -> None:
+        """Have at hand the catalog of a state that is about to be committed; blocks, compiling."""
+        self._keep(self.restore(stored))
+
     def _keep(self, catalog: Catalog) -> None:
         """Have `catalog` at hand for transactions that see its version.
 

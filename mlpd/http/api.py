@@ -23,6 +23,7 @@ from mlpd.http import monitoring as _monitoring
 from mlpd.http import moves as _moves
 from mlpd.http import operation as _operation
 from mlpd.http import predict as _predict
+from mlpd.http import replica as _replica
 from mlpd.http import routes_api as _routes
 from mlpd.http import training as _training
 from mlpd.http import versions as _versions
@@ -31,6 +32,7 @@ from mlpd.http.batches import BATCH
 from mlpd.http.forwarding import decided_by_arbiter
 from mlpd.http.oip import InferenceHandlers
 from mlpd.http.openapi import build_openapi
+from mlpd.http.roles import check_role
 from mlpd.http.routes import Handler, Route, Scope
 from mlpd.http.uploads import MULTIPART, TAR
 from mlpd.registry.manifest import PICTURE_TYPE
@@ -39,7 +41,8 @@ from mlpd.registry.manifest import PICTURE_TYPE
 def build_routes(daemon: Daemon) -> list[Route]:
     """Return the table for `daemon`, which needn't have started: until then it answers 503.
 
-    Only `public` routes, which are about health, answer while it is starting or stopping.
+    Only `public` routes, which are about health, answer while it is starting or stopping; some
+    alone do where it isn't the owner of its shard.
     """
     document: dict[str, Any] = {}
     routes = [
@@ -266,7 +269,11 @@ def _build_watching(daemon: Daemon) -> list[Route]:
     m, watch = _monitoring, _monitoring.MonitoringHandlers(daemon)
     audit, drift = "/v1/consistency", "/v1/drift/{model}"
     return [
-        Route("GET", "/metrics", "read", watch.metrics, produces=("text/plain",)),
+        Route(
+            *("GET", "/metrics", "read", watch.metrics),
+            produces=("text/plain",),
+            anywhere=True,
+        ),
         Route("GET", drift, "read", watch.drift, None, m.DRIFT_REPORT, m.DRIFT),
         Route(
             *("GET", f"{drift}/features/{{feature}}", "read", watch.drift_picture),
@@ -303,9 +310,13 @@ def _build_cluster(daemon: Daemon) -> list[Route]:
     f, features = _features, _features.FeatureHandlers(daemon)
     path = "/v1/cluster/map"
     return [
-        Route("GET", path, "read", cluster.show, answer=c.MAP),
+        Route("GET", path, "read", cluster.show, answer=c.MAP, anywhere=True),
         Route("PUT", path, "admin", cluster.put, c.NEW_MAP, c.MAP),
-        Route("GET", "/v1/cluster/routing", "read", cluster.routing, answer=c.ROUTING),
+        Route(
+            *("GET", "/v1/cluster/routing", "read", cluster.routing),
+            answer=c.ROUTING,
+            anywhere=True,
+        ),
         Route(
             *("POST", "/v1/cluster/cells", "read", features.cells, f.ASKED, f.CELLS_READ),
             load="features",
@@ -325,13 +336,30 @@ def _build_cluster(daemon: Daemon) -> list[Route]:
             shared=True,
         ),
         *_build_moves(daemon),
+        *_build_replica(daemon),
     ]
+
+
+def _build_replica(daemon: Daemon) -> list[Route]:
+    r, replica, path = _replica, _replica.ReplicaHandlers(daemon), "/v1/cluster/replica"
+    found = [
+        Route("GET", path, "read", replica.show, answer=r.ROLE),
+        Route("POST", f"{path}/feed", "admin", replica.feed, r.FEED, r.COMMITS),
+        Route("POST", f"{path}/snapshots", "admin", replica.snapshot, answer=r.SNAPSHOT),
+        Route(
+            *("DELETE", f"{path}/snapshots/{{id}}", "admin", replica.forget),
+            answer=r.REMOVED,
+        ),
+        Route("POST", f"{path}/file", "admin", replica.file, r.FILE, r.PART),
+        Route("POST", f"{path}/role", "admin", replica.step, r.STEP, r.ROLE),
+    ]
+    return [replace(route, anywhere=True) for route in found]
 
 
 def _build_moves(daemon: Daemon) -> list[Route]:
     m, moves, path = _moves, _moves.MoveHandlers(daemon), "/v1/cluster/moves"
     return [
-        Route("GET", path, "read", moves.show, answer=m.MOVES),
+        Route("GET", path, "read", moves.show, answer=m.MOVES, anywhere=True),
         Route("POST", f"{path}/survey", "admin", moves.survey, m.SURVEY, m.SURVEYED),
         Route("POST", f"{path}/digest", "admin", moves.digest, m.DIGEST, m.DIGESTED),
         Route("POST", f"{path}/leaving", "admin", moves.leave, m.LEAVING, m.LEFT),
@@ -349,16 +377,29 @@ def _build_operation(daemon: Daemon, document: dict[str, Any]) -> list[Route]:
     return [
         Route("GET", "/healthz", "public", pages.alive, answer=_operation.ALIVE),
         Route("GET", "/readyz", "public", operation.ready, answer=_operation.READY),
-        Route("GET", "/v1/status", "read", operation.status, answer=_operation.STATUS),
+        Route(
+            *("GET", "/v1/status", "read", operation.status),
+            answer=_operation.STATUS,
+            anywhere=True,
+        ),
         Route("POST", "/v1/backup", "admin", keeping.backup, m.BACKUP, m.BACKED_UP),
         Route("POST", "/v1/fsck", "admin", keeping.fsck, answer=m.REPORT),
         Route("POST", "/v1/erase", "admin", erasing.erase, e.ORDER, e.RECEIPT),
         Route("GET", "/v1/erase", "read", erasing.list, answer=e.ERASURES),
         Route("GET", "/v1/erase/{order}", "read", erasing.show, answer=e.ERASURE),
-        Route("GET", "/openapi.json", "read", pages.openapi, produces=(JSON, MSGPACK)),
-        Route("GET", "/docs", "read", pages.docs, produces=("text/markdown",)),
-        Route("GET", "/docs/{page:.+}", "read", pages.page, produces=("text/markdown",)),
+        *_build_pages(pages),
     ]
+
+
+def _build_pages(pages: _operation.PageHandlers) -> Iterator[Route]:
+    """Yield what the process answers without its data."""
+    kinds = ("text/markdown",)
+    for path, handler, produced in (
+        ("/openapi.json", pages.openapi, (JSON, MSGPACK)),
+        ("/docs", pages.docs, kinds),
+        ("/docs/{page:.+}", pages.page, kinds),
+    ):
+        yield Route("GET", path, "read", handler, produces=produced, anywhere=True)
 
 
 def _build_inference(daemon: Daemon) -> list[Route]:
@@ -423,6 +464,8 @@ def _gated(route: Route, daemon: Daemon, turn: Turn) -> Route:
             raise UnavailableError(
                 "the daemon is starting or stopping", code="not_ready", hint="Try again shortly."
             )
+        if not daemon.roles.is_open:
+            check_role(daemon, route)
         if load is None:
             return await handler(request)
         return await admit(request, handler, daemon.limits[load], turn)

@@ -20,6 +20,7 @@ from mlpd.features.cells import Asked, Cells, decode_asked, decode_cells
 from mlpd.features.on_stale import ON_STALE
 from mlpd.http.cluster import read_sender
 from mlpd.http.frames import choose_frame_format, read_spine
+from mlpd.http.roles import check_staleness
 from mlpd.http.shapes import Field, Shape
 from mlpd.http.uploads import receive_body
 from mlpd.http.wire import (
@@ -162,10 +163,12 @@ class FeatureHandlers:
         if fields["min_sequence"]:
             await self._daemon.writer.reach(fields["min_sequence"], deadline_s=deadline_s)
             end_step("sequence")
+        staleness = check_staleness(request, self._daemon, fields)
         rows = rows_worth(closure, len(fields["entities"]))
         answer = await self._daemon.read_pool.call(rows, self._read, closure, fields, deadline_s)
         end_step("features")
         response = await respond(request, answer, large=rows > OFF_LOOP_ROWS)
+        response.headers.update(staleness)
         end_step("answer")
         return response
 
@@ -180,10 +183,13 @@ class FeatureHandlers:
         asked = decode_asked(fields["keys"])
         if fields["min_sequence"]:
             await self._daemon.writer.reach(fields["min_sequence"], deadline_s=deadline_s)
+        staleness = check_staleness(request, self._daemon, fields)
         keys = sum(map(len, asked.values()))
         answer = await self._daemon.read_pool.call(keys, self._collect, fields, asked, deadline_s)
         end_step("features")
-        return await respond(request, answer, large=keys > OFF_LOOP_ROWS)
+        response = await respond(request, answer, large=keys > OFF_LOOP_ROWS)
+        response.headers.update(staleness)
+        return response
 
     async def history(self, request: web.Request) -> web.StreamResponse:
         """Return the features of a spine, each row as of its own `event_time`.

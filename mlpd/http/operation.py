@@ -9,6 +9,7 @@ from aiohttp import web
 import mlpd
 from mlpd.core.errors import NotFoundError, UnavailableError
 from mlpd.daemon.app import Daemon
+from mlpd.daemon.roles import elsewhere
 from mlpd.http.shapes import Field, Shape
 from mlpd.http.wire import respond
 
@@ -63,11 +64,16 @@ class OperationHandlers:
         self._daemon = daemon
 
     async def ready(self, request: web.Request) -> web.Response:
-        """Return 200 when requests are welcome, 503 while starting and stopping."""
+        """Return 200 when requests are welcome, 503 while starting and stopping.
+
+        421 where another daemon took this one's place.
+        """
         if not self._daemon.ready:
             raise UnavailableError(
                 "the daemon is starting or stopping", code="not_ready", hint="Ask again shortly."
             )
+        if self._daemon.roles.role.name == "fenced":
+            raise elsewhere(self._daemon.roles.role, self._daemon.ownership.member)
         return await respond(request, {"ready": True})
 
     async def status(self, request: web.Request) -> web.Response:

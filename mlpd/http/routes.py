@@ -33,6 +33,7 @@ class Route:
     as it comes, under a limit of its own.  `load`: the crowd that it belongs to; None for health,
     administration and joins.  `keeps_nothing`: a request that only computes or waits, although
     others of its scope do more.  `shared`: of several members of a cluster the arbiter answers.
+    `anywhere`: it is answered by whoever isn't the shard's owner, too.
     """
 
     method: str
@@ -48,6 +49,7 @@ class Route:
     load: Load | None = None
     keeps_nothing: bool = False
     shared: bool = False
+    anywhere: bool = False
 
     @property
     def abandonable(self) -> bool:

@@ -67,6 +67,7 @@ RULES: Final[Mapping[str, Rule]] = {
     "DiskFull": _SLOW,
     "StoreMapFull": _SLOW,
     "WritesFail": _AT_ONCE,
+    "ReplicaLag": _AT_ONCE,
     "ArmStopped": _AT_ONCE,
     "SampleRatio": _AT_ONCE,
 }

@@ -53,6 +53,16 @@ class DataDirectory:
         return self.cache / "moves"
 
     @property
+    def feed(self) -> Path:
+        """The newest commits, for followers; not there while nobody follows."""
+        return self.root / "feed"
+
+    @property
+    def snapshots(self) -> Path:
+        """Backups that followers start from, while they fetch them."""
+        return self.cache / "snapshots"
+
+    @property
     def restoring(self) -> Path:
         """There while a restore fills the directory: nobody may start on it."""
         return self.root / ".restoring"

@@ -4,6 +4,7 @@ import struct
 from enum import StrEnum
 from typing import NamedTuple
 
+from mlpd.core.errors import ValidationError
 from mlpd.core.names import Sequence, TimeUs
 from mlpd.core.time import MIN_TIME_US
 
@@ -53,9 +54,26 @@ class Head(NamedTuple):
         """Return the head from its bytes; None is the head of an empty environment."""
         return EMPTY_HEAD if data is None else tuple.__new__(cls, _HEAD.unpack(data))
 
+    @classmethod
+    def parse(cls, text: str) -> "Head":
+        """Return the head of 64 hex digits; raises ValidationError(code="invalid_head")."""
+        try:
+            return tuple.__new__(cls, _HEAD.unpack(bytes.fromhex(text)))
+        except (ValueError, struct.error):
+            raise ValidationError(
+                f"{text[:80]!r} is no head of a commit",
+                code="invalid_head",
+                hint="64 hex digits, as /v1/cluster/replica shows them.",
+            ) from None
+
     def encode(self) -> bytes:
         """Return the 32 bytes that `decode` reads."""
         return _HEAD.pack(*self)
+
+    @property
+    def text(self) -> str:
+        """The 64 hex digits that `parse` reads."""
+        return self.encode().hex()
 
 
 _HEAD = struct.Struct("<4q")

@@ -89,6 +89,20 @@ VALID: dict[str, dict[str, Any]] = {
         "horizons": {},
     },
     "/v1/cluster/moves/import": {"move": "m", "chunk": "x"},
+    "/v1/cluster/replica/feed": {
+        "after": "00" * 32,
+        "follower": "http://127.0.0.1:1",
+        "ticket": 1,
+        "wait": False,
+    },
+    "/v1/cluster/replica/file": {"path": "segments/x", "offset": 0, "snapshot": "5"},
+    "/v1/cluster/replica/role": {
+        "step": "pause",
+        "url": "http://127.0.0.1:1",
+        "token": "t",
+        "map": {},
+        "head": "00" * 32,
+    },
     "/v1/alerts/silences": {"matchers": {"model": "a*"}, "lasts": "1m", "why": "moved"},
     "/v1/alerts/test": {"sink": "log"},
     "/v1/events": {"sources": {"clicks": {"rows": [EVENT]}}, "all_or_nothing": True},
@@ -201,6 +215,9 @@ def test_the_good_bodies_are_good(edge: Any) -> None:
         "/v1/cluster/moves/predictions": 404,
         "/v1/cluster/moves/arriving": 404,
         "/v1/cluster/moves/import": 400,  # no chunk
+        "/v1/cluster/replica/feed": 409,  # it has no feed
+        "/v1/cluster/replica/file": 404,
+        "/v1/cluster/replica/role": 404,  # no such follower
         "/v1/models/{name}/aliases/{alias}/rollback": 409,  # there is one version
         "/v1/models/{name}/versions/{version}/signature": 400,  # nobody's key
     }

@@ -50,13 +50,17 @@ class RouterConfig:
     hedge_share: float = 0.05
     cache_age_s: float = 0.0
     cache_rows: int = 10_000
+    max_staleness_s: float | None = None
 
 
 class Router:
     """Serves `routes` by asking shards; `start` and `stop` once each, on the loop."""
 
     def __init__(self, config: RouterConfig, clock: Clock = system_clock) -> None:
-        self.members = Members(config.shards, Hedging(config.hedge_share), random.random)
+        hedging = Hedging(config.hedge_share)
+        self.members = Members(
+            config.shards, hedging, random.random, max_staleness_s=config.max_staleness_s
+        )
         # A quarter, as of a deadline; each shard has limits of its own, which are tighter.
         kinds = ("predict", "features", "ingest")
         self.limits = {kind: AdaptiveLimit(config.read_s / 4.0) for kind in kinds}

@@ -33,9 +33,14 @@ class Members:
     """Asks shards by the newest map; one per router, on the loop."""
 
     def __init__(
-        self, urls: Sequence[str], hedging: Hedging, draw: Callable[[], float] = random.random
+        self,
+        urls: Sequence[str],
+        hedging: Hedging,
+        draw: Callable[[], float] = random.random,
+        *,
+        max_staleness_s: float | None = None,
     ) -> None:
-        self.guide = Guide(urls)
+        self.guide = Guide(urls, max_staleness_s)
         self.hedging = hedging
         self.is_alone = False
         """Whether the one URL is of a daemon that owns everything, and has no map."""

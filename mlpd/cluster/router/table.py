@@ -151,6 +151,9 @@ _BY_WAY: Mapping[Way, tuple[str, ...]] = {
                 "import",
             )
         ),
+        "GET /v1/cluster/replica",
+        *(f"POST /v1/cluster/replica/{verb}" for verb in ("feed", "snapshots", "file", "role")),
+        "DELETE /v1/cluster/replica/snapshots/{id}",
         "POST /v1/backup",
         "POST /v1/fsck",
         "POST /v1/erase",
