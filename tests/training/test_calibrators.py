@@ -73,8 +73,12 @@ def test_a_graph_gives_the_bits_of_the_reference(method: Any, rows: int, onnx_sc
     assert bits(alone) == bits(whole[:: len(asked) // 50])
 
 
+KNOTS = st.floats(-1e9, 1e9, width=32)
+"""Not closer than 1e-45: what rises by 0.1 over less is steeper than any number, and stays flat."""
+
+
 @given(
-    st.lists(st.floats(-1e9, 1e9), min_size=1, max_size=40, unique=True),
+    st.lists(KNOTS, min_size=1, max_size=40, unique=True),
     st.lists(st.floats(-1e9, 1e9), min_size=1, max_size=20),
     st.integers(0, 2**32 - 1),
 )
