@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -128,9 +128,13 @@ def memory_mb(pid: int, *, peak: bool = False) -> float:
 
 def training_children(pid: int) -> list[int]:
     """Return the ids of the children of a daemon that train."""
-    tasks = Path(f"/proc/{pid}/task").iterdir()
-    children = [child for task in tasks for child in (task / "children").read_text().split()]
-    return [int(c) for c in children if b"\0train\0" in Path(f"/proc/{c}/cmdline").read_bytes()]
+    found: list[int] = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        with suppress(OSError):  # a thread, or a child, that has ended meanwhile
+            for child in map(int, (task / "children").read_text().split()):
+                if b"\0train\0" in Path(f"/proc/{child}/cmdline").read_bytes():
+                    found.append(child)  # noqa: PERF401 - those before one that ended stay
+    return found
 
 
 def _wait_ready(lock: Path, process: "subprocess.Popen[bytes]", started: float, log: Path) -> str:

@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -44,13 +44,18 @@ def writer_held(daemon: Daemon) -> Iterator[None]:
 
 def training_children(parent: int) -> list[int]:
     """Return the ids of a process's training children."""
-    found = []
+    found: list[int] = []
     for task in Path(f"/proc/{parent}/task").glob("*/children"):
-        for pid in task.read_text().split():
-            command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-            if b"train" in command:
-                found.append(int(pid))
+        with suppress(OSError):  # a thread that has ended meanwhile
+            found += [int(pid) for pid in task.read_text().split() if trains(pid)]
     return found
+
+
+def trains(pid: str) -> bool:
+    try:
+        return b"train" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:  # it has ended
+        return False
 
 
 def threads_of(pid: int) -> list[int]:
