@@ -25,6 +25,8 @@ _ROUNDS, _SETTLED = 40, 1e-4
 """Rounds at most in which rates and shares of hits settle, and what is settled."""
 _HOTTEST, _STEPS = 10_000, 300
 """Keys that count one by one, and steps in which the others do."""
+_EVENTS = 200
+"""Rates of events between which the hits of rare keys are interpolated."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +50,14 @@ class Costs:
 class Cache:
     """A router's: `age_s` and `rows` as --cache-max-age and --cache-rows.
 
-    `events`: sent through the same routers, by the same keys, for each row that is read.
+    `events`: sent through the same routers, by the same keys, for each row that is read.  `fill_s`:
+    how long a shard takes to answer; until then a row that is asked for again misses again.
     """
 
     age_s: float = 1.0
     rows: int = 10_000
     events: float = 0.1
+    fill_s: float = 0.002
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,16 +110,17 @@ class Keys:
 
         The rarer keys of a slot count as a mean of all such keys.
         """
-        lives_s = life_s(cache.events * rows_per_s * self.by_slot, cache.age_s)
+        events = cache.events * rows_per_s * self.by_slot
         idle_s = idle_life_s(self, rows_per_s, cache.rows)
-        hits = hit_shares(rows_per_s * self.hot_shares, lives_s[self.hot_slots], idle_s)
+        reads = rows_per_s * self.hot_shares
+        hits = hit_shares(reads, events[self.hot_slots], cache, idle_s)
         found = sums(self.hot_slots, self.hot_shares * (1.0 - hits), SLOTS)
         if not len(self.tail_shares):
             return found
-        lives = np.linspace(lives_s.min(), lives_s.max(), 32)
-        rare = hit_shares(rows_per_s * self.tail_shares, lives[:, None], idle_s)
+        few = np.linspace(events.min(), events.max(), _EVENTS)
+        rare = hit_shares(rows_per_s * self.tail_shares, few[:, None], cache, idle_s)
         weights = self.tail_shares * self.tail_counts
-        rare_hits = np.interp(lives_s, lives, rare @ weights / weights.sum())
+        rare_hits = np.interp(events, few, rare @ weights / weights.sum())
         found += self.tail_by_slot * (1.0 - rare_hits)
         return found
 
@@ -174,23 +179,28 @@ def router_us(missed: Floats, asked: Asked, costs: Costs) -> float:
     return asks + costs.kept_request * (1.0 - some) + costs.kept_row * asked.rows * (1.0 - left)
 
 
-def life_s(events: Floats, age_s: float) -> Floats:
-    """Return how long a kept row lives on average: to its age or the next event of its slot."""
-    lived = events * age_s
-    safe = np.maximum(lived, 1e-9)
-    found: Floats = age_s * -np.expm1(-safe) / safe
-    return found
+def hit_shares(reads: Floats, events: Floats, cache: Cache, idle_s: float) -> Floats:
+    """Return the share of reads of a key that a router's cache answers.
 
-
-def hit_shares(reads: Floats, lives_s: Floats, idle_s: float) -> Floats:
-    """Return the share of reads, so many a second, that a router's cache answers.
-
-    Reads come at moments without memory, and for each that misses those hit that come while the row
-    lives.  Rows go when they are idle for `idle_s`, as others came, which bounds it by
-    1 - exp(-reads idle) (Che, Tung and Wang, Hierarchical Web Caching Systems, 2002).
+    `reads` of it and `events` of its slot come so often a second, at moments without memory.  One
+    read misses, and so do those that come until it is answered; each answer keeps the row anew,
+    unless an event came meanwhile.  From the first answer on reads hit, until the last one's row is
+    too old or an event comes.  Rows that are idle for `idle_s` go, as others came, which bounds it
+    by 1 - exp(-reads idle) (Che, Tung and Wang, Hierarchical Web Caching Systems, 2002).
     """
-    hits = reads * lives_s
-    return np.minimum(hits / (1.0 + hits), -np.expm1(-reads * idle_s))
+    also = np.maximum(reads * cache.fill_s, 1e-12)
+    last_s = cache.fill_s * (1.0 + np.expm1(-also) / also)
+    misses = 1.0 + reads * _before_event(events, cache.fill_s)
+    kept = np.exp(-events * cache.fill_s)
+    hits = reads * kept * _before_event(events, last_s + cache.age_s)
+    return np.minimum(hits / (misses + hits), -np.expm1(-reads * idle_s))
+
+
+def _before_event(events: Floats, seconds: Any) -> Floats:
+    """Return how much of so many seconds passes before the first event, on average."""
+    often = np.maximum(events, 1e-9)
+    found: Floats = -np.expm1(-often * seconds) / often
+    return found
 
 
 def idle_life_s(keys: Keys, rows_per_s: float, rows: int) -> float:

@@ -4,6 +4,7 @@ import asyncio
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from bench import results
-from bench.fleet import Fleet, Rows, count, cpu_s, idle_share, open_fleet, read_all
+from bench.fleet import AT_ONCE, Fleet, Rows, count, cpu_s, idle_share, open_fleet, read_all
 from bench.growth_model import (
     Asked,
     Cache,
@@ -208,7 +209,10 @@ def _predict(
     keys: Keys, asked: Asked, shards: int, costs: Costs, rows_per_s: float
 ) -> dict[str, float]:
     """Return what the model says of the figures of a round, at the round's own rate."""
-    by_slot = keys.by_slot if asked.cache is None else keys.missed(asked.cache, rows_per_s)
+    by_slot = keys.by_slot
+    if asked.cache is not None:  # so many are under way that, by Little, each takes
+        fill_s = AT_ONCE * asked.rows / rows_per_s
+        by_slot = keys.missed(replace(asked.cache, fill_s=fill_s), rows_per_s)
     missed = sums(owners(shards), by_slot, shards)
     calls, work_us = works_us(missed, asked, costs)
     busiest = _busiest(keys, shards)

@@ -174,7 +174,7 @@ _ADVICE = """\
    answer {hot} and 64 {hotter} times, and with routers that keep rows for a second {kept} and
    {more_kept} times.
 4. **Before it is late.** What moves costs both sides {event} us of processor time an event, which
-   is {event} s for a million, while they serve."""
+   is {event} s for a million."""
 
 
 def _advised(results: Results) -> Mapping[str, str]:

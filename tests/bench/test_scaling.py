@@ -24,6 +24,10 @@ def test_the_saved_growth_is_the_models_of_the_saved_costs() -> None:
         assert points[0].requests_per_s == pytest.approx(saved["requests_per_s"][0], 1e-3), AGAIN
         for i, point in enumerate(points):  # these texts are one of those that it spans
             assert saved["skew_min"][i] * 0.999 <= point.skew <= saved["skew_max"][i] * 1.001, AGAIN
+    cached = found["scaling"]["cases"]["growth, 0.99, 1 row, cached"]["notes"]
+    most = grow(keys, ASKED["1 row, cached"], SHARDS[-1], costs)
+    assert most.hits == pytest.approx(cached["hits"][-1], rel=0.02), AGAIN
+    assert most.requests_per_s == pytest.approx(cached["requests_per_s"][-1], rel=0.02), AGAIN
     tail = _tail(Loop(costs.call + costs.row, stall_us_of(found), 0.6))
     assert tail == found["scaling"]["cases"]["tail, 60% used"], AGAIN
 
