@@ -37,6 +37,7 @@ PARTS: dict[str, Callable[[Results], str]] = {
     "bandits": experiments.bandits,
     "drift_rates": drift_days.rates,
     "drift_days": drift_days.days,
+    "drift_widths": drift_days.widths,
     "ways": scaling.ways,
     "costs": scaling.costs,
     "moves": scaling.moves,

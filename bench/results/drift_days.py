@@ -20,7 +20,7 @@ def rates(results: Results) -> str:
             str(days),
             *(_share(case["notes"][of].get(kind, 0), days) for of in ("flagged", "flagged_alone")),
         )
-        for name, case in results["drift_days"]["cases"].items()
+        for name, case in _of_days(results).items()
         for kind, days in sorted(case["notes"]["days"].items())
     ]
     return table(("served against", "days", "of these", "flagged", "each column alone"), rows)
@@ -28,7 +28,7 @@ def rates(results: Results) -> str:
 
 def days(results: Results) -> str:
     """Return every storm and every flagged day, against the other months and the demo's rows."""
-    others, demo = (_shown(case) for case in results["drift_days"]["cases"].values())
+    others, demo = (_shown(case) for case in _of_days(results).values())
     rows = [
         (
             day,
@@ -41,6 +41,29 @@ def days(results: Results) -> str:
     ]
     head = ("day", "is", "flights that failed", "against the other months", "as in the demo")
     return table(head, rows)
+
+
+def widths(results: Results) -> str:
+    """Return how many windows of other widths are called drifted, by which thresholds."""
+    rows = [
+        (
+            name.rpartition(", ")[2],
+            f"{notes['windows']:,}",
+            *(_share(notes[of], notes["windows"]) for of in ("flagged", "flagged_by_days")),
+        )
+        for name, notes in _notes(results).items()
+        if "windows" in notes
+    ]
+    return table(("width", "windows", "flagged", "by thresholds of days"), rows)
+
+
+def _notes(results: Results) -> Mapping[str, Mapping[str, Any]]:
+    return {name: case["notes"] for name, case in results["drift_days"]["cases"].items()}
+
+
+def _of_days(results: Results) -> Mapping[str, Mapping[str, Any]]:
+    cases = results["drift_days"]["cases"]
+    return {name: case for name, case in cases.items() if "days" in case["notes"]}
 
 
 def _shown(case: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:

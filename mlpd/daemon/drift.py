@@ -286,7 +286,8 @@ def _window(
 ) -> dict[str, Any]:
     end_us = min(at_us + served.step_us, served.end_us)
     reference = compare(at_us, end_us)
-    found = _without(report(reference, counts), absent) if absent else report(reference, counts)
+    found = report(reference, counts, width_us=end_us - at_us)
+    found = _without(found, absent) if absent else found
     document = {"start": format_time(at_us), "end": format_time(end_us), **found.to_dict()}
     if served.step_us >= served.end_us - served.start_us:  # one window: its parts are shown, too
         trends = dict(zip(_names(served.profile), _trends(served, reference), strict=True))

@@ -235,11 +235,13 @@ class Monitor:
         for key, live in list(self._live.items()):
             served.setdefault((key.model, key.version), []).append(live)
 
+        width_us = end_us - start_us
+
         def measure() -> list[tuple[tuple[str, int], DriftReport]]:
             return [
-                (version, report(live[0].layout.profile, counts))
+                (version, report(live[0].layout.profile, counts, width_us=width_us))
                 for version, live in served.items()
-                for _, counts in windows_of(live, start_us, end_us, end_us - start_us)
+                for _, counts in windows_of(live, start_us, end_us, width_us)
             ]
 
         return await asyncio.to_thread(measure)

@@ -244,7 +244,7 @@ def _profile(vectors: Vectors, fitted: Fitted, data: TrainingSet) -> ReferencePr
         ],
         scores=fitted.scores.served[rows],
         gains=[gains.get(name, 0.0) for name in vectorizer.names],
-        windows=data.t_us[rows] // DAY_US,
+        t_us=data.t_us[rows],
     )
 
 

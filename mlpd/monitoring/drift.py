@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlpd.core.errors import ValidationError
+from mlpd.core.time import DAY_US
 from mlpd.monitoring.counting import ColumnCounts, Counts
 from mlpd.monitoring.divergence import (
     adjust_benjamini_hochberg,
@@ -57,7 +58,7 @@ class ColumnDrift:
     `psi`, `psi_adjusted`, `js` (base 2 distance, 0 to 1) and `p` take every bin, missing included;
     `ks` and `w1_sigma` (Wasserstein distance in reference standard deviations) are of finite
     numbers: None for categories, when one side has none, or when sigma is 0.  `threshold` is the
-    calibrated psi_adj.  Shares are of the rows of each side.
+    calibrated psi_adj of windows so wide.  Shares are of the rows of each side.
     """
 
     name: str
@@ -115,14 +116,15 @@ class DriftReport:
                 "drifted": self.drifted}  # fmt: skip
 
 
-def report(profile: ReferenceProfile, counts: Counts) -> DriftReport:
+def report(profile: ReferenceProfile, counts: Counts, *, width_us: int = DAY_US) -> DriftReport:
     """Compare a window's counts with the profile they were counted against, or one `rebased` on it.
 
-    Pure; about 0.1 ms per feature.  Raises ValidationError if the bins are another profile's.
+    `width_us`: how long the window is, which says what thresholds hold.  Pure; about 0.1 ms per
+    feature.  Raises ValidationError if the bins are another profile's.
     """
     _check_same_bins(profile, counts)
     measured = [
-        _measure(column, counts.column(index), counts.rows)
+        _measure(column, counts.column(index), counts.rows, column.threshold(width_us))
         for index, column in enumerate(profile.columns)
     ]
     count = len(profile.features)
@@ -171,7 +173,9 @@ def _check_same_bins(profile: ReferenceProfile, counts: Counts) -> None:
         )
 
 
-def _measure(column: ColumnProfile, live: ColumnCounts, rows: int) -> ColumnDrift:
+def _measure(
+    column: ColumnProfile, live: ColumnCounts, rows: int, threshold: float | None
+) -> ColumnDrift:
     reference = np.array(column.counts, np.int64)
     raw = float(psi(reference, live.bins))
     of_rows = 1.0 / max(rows, 1)
@@ -183,7 +187,7 @@ def _measure(column: ColumnProfile, live: ColumnCounts, rows: int) -> ColumnDrif
         look=_look(reference, live, rows),
         psi=raw,
         psi_adjusted=max(0.0, raw - float(psi_noise(reference, live.bins))),
-        threshold=column.threshold,
+        threshold=threshold,
         p=chi_square_p(reference, live.bins),
         p_adjusted=1.0,
         js=jensen_shannon(reference, live.bins),

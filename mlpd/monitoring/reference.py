@@ -7,7 +7,7 @@ bins of their own.  Categories: the 100 most frequent codes, then `other`, then 
 bin of every feature is `missing`, so that a feed that breaks off is drift like any other.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final, Literal
 
@@ -16,11 +16,17 @@ from numpy.typing import NDArray
 
 from mlpd.core.errors import ValidationError
 from mlpd.core.hashing import canonical_json, sha256_digest
-from mlpd.monitoring.thresholds import calibrate, window_drifts
+from mlpd.core.time import DAY_US
+from mlpd.monitoring.thresholds import WIDTHS_US, calibrate, number_windows, window_drifts
 
 FeatureKind = Literal["numeric", "categorical"]
+_Drifts = Mapping[int, NDArray[np.float64]]
+"""By width of window in us, psi_adj of each window."""
 
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
+_OF_DAYS: Final = 1
+"""Format of profiles whose thresholds are of days alone, as all were once: their digest, by which
+counts know the profile that they are of, stays what it was."""
 ATOMS_MAX: Final = 10
 QUANTILES: Final = 10
 CATEGORIES_MAX: Final = 100
@@ -36,8 +42,8 @@ class ColumnProfile:
     `keys` are a numeric column's ascending edges, or a categorical one's ascending known codes,
     whose bins `slots` names.  `counts` has `bins` entries, the last one for missing values.
     `low`, `high`, `mean` and `deviation` (population) are of the finite values: None without any,
-    or when a moment overflows.  `threshold` is the calibrated psi_adj, None when there were fewer
-    than 20 windows.
+    or when a moment overflows.  `thresholds` are pairs of a window's width in us, ascending, and
+    the calibrated psi_adj of windows of that width; of which there were fewer than 20, it has none.
     """
 
     name: str
@@ -49,8 +55,17 @@ class ColumnProfile:
     high: float | None
     mean: float | None
     deviation: float | None
-    threshold: float | None
+    thresholds: tuple[tuple[int, float], ...]
     gain: float
+
+    def threshold(self, width_us: int) -> float | None:
+        """Return the calibrated psi_adj that a window of this width is held against.
+
+        That of the widest windows that are no wider, else of the narrowest; None without any.
+        """
+        narrower = [found for width, found in self.thresholds if width <= width_us]
+        narrowest = [found for _, found in self.thresholds[:1]]
+        return next(iter([*narrower[-1:], *narrowest]), None)
 
     @property
     def bins(self) -> int:
@@ -78,8 +93,9 @@ class ReferenceProfile:
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON- and msgpack-able values; floats are finite and keep every bit."""
+        of_days = all(width == DAY_US for c in self.columns for width, _ in c.thresholds)
         return {
-            "format": FORMAT_VERSION,
+            "format": _OF_DAYS if of_days else FORMAT_VERSION,
             "rows": self.rows,
             "features": [_column_to_dict(column) for column in self.features],
             "score": None if self.score is None else _column_to_dict(self.score),
@@ -88,9 +104,10 @@ class ReferenceProfile:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "ReferenceProfile":
         """Return the profile that `to_dict` wrote; raises ValidationError on another format."""
-        if data.get("format") != FORMAT_VERSION:
+        if data.get("format") not in (_OF_DAYS, FORMAT_VERSION):
             raise ValidationError(
-                f"reference profile has format {data.get('format')!r}, expected {FORMAT_VERSION}",
+                f"reference profile has format {data.get('format')!r}, expected {_OF_DAYS} or "
+                f"{FORMAT_VERSION}",
                 code="profile_format",
                 hint="train the model again, or read it with the mlpd that wrote it",
             )
@@ -110,18 +127,19 @@ def build_reference(
     kinds: Sequence[FeatureKind],
     scores: NDArray[np.float64] | None = None,
     gains: Sequence[float] | None = None,
-    windows: NDArray[np.int64] | None = None,
+    t_us: NDArray[np.int64] | None = None,
 ) -> ReferenceProfile:
     """Return the profile of a training set; runs in the training process.
 
     `vectors` is float64 [n, F] with NaN for missing and whole codes for categories; `scores` [n]
     are the model's outputs on the same rows; `gains` are its F split gains (equal weights without);
-    `windows` [n] numbers each row's time window, ascending in time.  With at least 20 windows of
-    100 rows each column gets a calibrated threshold (`thresholds.calibrate`), the score among them.
-    Cost: about one sort per column.
+    `t_us` int64 [n] is each row's time: for each width of window of which there are at least 20
+    with 100 rows each column gets a threshold, the score as well (`thresholds.calibrate`).  Cost:
+    about one sort per column.
     """
-    _check_shapes(vectors, names, kinds, scores, gains, windows)
+    _check_shapes(vectors, names, kinds, scores, gains, t_us)
     weights = gains if gains is not None else [1.0] * len(names)
+    windows = {} if t_us is None else {w: number_windows(t_us, w) for w in WIDTHS_US}
     profiled = [
         _profile_column(
             name, kind, np.ascontiguousarray(vectors[:, index]), weights[index], windows
@@ -130,7 +148,7 @@ def build_reference(
     ]
     if scores is not None:
         profiled.append(_profile_column(SCORE, "numeric", scores, 0.0, windows))
-    columns = _with_thresholds(profiled)
+    columns = _with_thresholds(profiled, windows)
     score = None if scores is None else columns.pop()
     return ReferenceProfile(len(vectors), tuple(columns), score)
 
@@ -197,14 +215,17 @@ def _deciles(ordered: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _with_thresholds(
-    profiled: list[tuple[ColumnProfile, NDArray[np.float64] | None]],
+    profiled: Sequence[tuple[ColumnProfile, _Drifts]], widths_us: Iterable[int]
 ) -> list[ColumnProfile]:
-    columns = [column for column, _ in profiled]
-    drifts = [found for _, found in profiled if found is not None]
-    if not drifts:
-        return columns
-    pairs = zip(columns, calibrate(drifts), strict=True)  # windows are the same for all
-    return [replace(column, threshold=threshold) for column, threshold in pairs]
+    found: list[list[tuple[int, float]]] = [[] for _ in profiled]
+    for width_us in widths_us:
+        of_width = calibrate([drifts[width_us] for _, drifts in profiled])
+        for pairs, threshold in zip(found, of_width, strict=False):
+            pairs.append((width_us, threshold))
+    return [
+        replace(column, thresholds=tuple(pairs))
+        for (column, _), pairs in zip(profiled, found, strict=True)
+    ]
 
 
 def _profile_column(
@@ -212,13 +233,13 @@ def _profile_column(
     kind: FeatureKind,
     values: NDArray[np.float64],
     gain: float,
-    windows: NDArray[np.int64] | None,
-) -> tuple[ColumnProfile, NDArray[np.float64] | None]:
-    """Return the profile without a threshold, and how far single windows drift from it."""
+    windows: Mapping[int, NDArray[np.int64]],
+) -> tuple[ColumnProfile, _Drifts]:
+    """Return the profile without thresholds, and by width how far windows drift from it."""
     empty = _empty_column(name, kind, values, gain)
     index = bin_index(empty, values)
     counts = np.bincount(index, minlength=empty.bins)
-    drifts = None if windows is None else window_drifts(index, counts, windows)
+    drifts = {width: window_drifts(index, counts, number) for width, number in windows.items()}
     return _with_shape(replace(empty, counts=tuple(counts.tolist())), values), drifts
 
 
@@ -251,7 +272,7 @@ def _empty_column(
         high=None,
         mean=None,
         deviation=None,
-        threshold=None,
+        thresholds=(),
         gain=float(gain),
     )
 
@@ -276,7 +297,7 @@ def _check_shapes(
     kinds: Sequence[FeatureKind],
     scores: NDArray[np.float64] | None,
     gains: Sequence[float] | None,
-    windows: NDArray[np.int64] | None,
+    t_us: NDArray[np.int64] | None,
 ) -> None:
     if vectors.ndim != 2 or vectors.dtype != np.float64:  # noqa: PLR2004  a matrix
         raise ValidationError(
@@ -288,7 +309,7 @@ def _check_shapes(
         "kinds": (kinds, width),
         "gains": (gains, width),
         "scores": (scores, rows),
-        "windows": (windows, rows),
+        "t_us": (t_us, rows),
     }
     for what, (values, expected) in wanted.items():
         if values is not None and len(values) != expected:
@@ -297,11 +318,19 @@ def _check_shapes(
 
 def _column_to_dict(column: ColumnProfile) -> dict[str, Any]:
     data = asdict(column)
-    return {key: list(value) if isinstance(value, tuple) else value for key, value in data.items()}
+    thresholds = dict(data.pop("thresholds"))
+    data["threshold"] = thresholds.pop(DAY_US, None)
+    data = {key: list(value) if isinstance(value, tuple) else value for key, value in data.items()}
+    others = [list(pair) for pair in thresholds.items()]
+    return {**data, "thresholds": others} if others else data
 
 
 def _column_from_dict(data: Mapping[str, Any]) -> ColumnProfile:
     fields: dict[str, Any] = dict(data)
     for name in ("keys", "slots", "counts"):
         fields[name] = tuple(fields[name])
-    return ColumnProfile(**fields)
+    of_day, others = fields.pop("threshold"), fields.pop("thresholds", [])
+    pairs = [(width_us, threshold) for width_us, threshold in others]
+    if of_day is not None:
+        pairs.append((DAY_US, of_day))
+    return ColumnProfile(**fields, thresholds=tuple(sorted(pairs)))

@@ -1,13 +1,26 @@
 """Days of the flights' year: what they were, and which of them are called drifted."""
 
+import json
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
 import pytest
 
-from bench.drift_days import DEMO, OTHERS, as_demo, case_of, drift_days, judge_days, months_apart
+from bench.drift_days import (
+    DEMO,
+    OTHERS,
+    WIDTHS,
+    as_demo,
+    build_fold,
+    case_of,
+    drift_days,
+    judge_days,
+    judge_widths,
+    months_apart,
+)
 from bench.flights_year import KINDS, Kind, Year, kind_of_share, kinds_of_days, load_year
 from bench.options import Options
 from bench.results import load
@@ -17,6 +30,7 @@ from tests.conftest import PROFILE
 DAY_US = 86_400_000_000
 CAUGHT = ("2013-02-08", "2013-02-09", "2013-12-09", "2013-12-10", "2013-12-14", "2013-12-17")
 """Of the storms of February and December all days but December 5."""
+CAUGHT_BY = {OTHERS: CAUGHT, DEMO: ("2013-12-09", "2013-12-10", "2013-12-17")}
 
 
 def number_of(day: str) -> int:
@@ -61,19 +75,24 @@ def test_days_begin_with_the_eighth_and_have_a_hundred_flights() -> None:
 
 
 def made_up_year() -> Year:
-    """Return sixty days from January 25 on, of 400 flights each; February 20 is another world."""
+    """Return sixty days from January 25 on, of 400 flights each; February 20 is another world.
+
+    A hundred flights in each quarter of a day, which has its own level of x.
+    """
     rng = np.random.default_rng(4)
     first = number_of("2013-01-25")
     day = np.repeat(np.arange(first, first + 60), 400)
-    vectors = np.column_stack([rng.normal(size=len(day)), rng.integers(0, 3, len(day))])
+    quarter = np.tile(np.repeat(np.arange(4), 100), 60)
+    x = rng.normal(size=len(day)) + 4.0 * quarter
+    vectors = np.column_stack([x, rng.integers(0, 3, len(day))])
     odd = day == number_of("2013-02-20")
     vectors[odd] = [3.0, 7.0]
     return Year(
         names=("x", "code"),
         categorical=frozenset({1}),
         vectors=vectors,
-        t_us=day * DAY_US,
-        landed=rng.random(len(day)) < 0.9,
+        t_us=day * DAY_US + quarter * DAY_US // 4,
+        landed=rng.random(len(day)) < 0.99,
         late=np.zeros(len(day)),
         failed=odd,
     )
@@ -97,7 +116,7 @@ def test_a_day_of_another_world_is_flagged_and_shown() -> None:
     judged = [
         one
         for reference, days in months_apart(made, kinds)
-        for one in judge_days(made, reference, days, kinds, with_score=False)
+        for one in judge_days(made, build_fold(made, reference, days, with_score=False), kinds)
     ]
     notes = case_of(judged)["notes"]
     assert notes["days"] == {"ordinary": 52, "storm": 1}
@@ -106,6 +125,19 @@ def test_a_day_of_another_world_is_flagged_and_shown() -> None:
     assert (shown["day"], shown["drifted"]) == ("2013-02-20", ["x", "code"])
     code = next(one for one in judged if name_of(one.day) == "2013-02-20").report.features[1]
     assert code.missing_share == 1.0  # a category that the reference never had
+
+
+def test_a_quarter_of_a_day_is_drift_by_thresholds_of_days_alone() -> None:
+    made = replace(made_up_year(), landed=np.ones(24_000, np.bool_))
+    kinds = kinds_of_days(made.day, made.failed)
+    for reference, days in months_apart(made, kinds):
+        calm = [day for day in days if kinds[day] == "ordinary"]
+        fold = build_fold(made, reference & ~made.failed, calm, with_score=False)
+        six_hours = [flags for width, *flags in judge_widths(fold) if width == DAY_US // 4]
+        assert len(six_hours) == 4 * len(calm)
+        own, by_days = np.array(six_hours).mean(axis=0)
+        assert by_days == 1.0
+        assert own <= 0.05
 
 
 @pytest.mark.timeout(240)
@@ -126,7 +158,7 @@ def test_the_storms_of_february_and_december_are_drift_and_few_other_days(
         one
         for reference, days in months_apart(year, kinds)
         if name_of(days[0])[:7] in ("2013-02", "2013-12")
-        for one in judge_days(year, reference, days, kinds, with_score=False)
+        for one in judge_days(year, build_fold(year, reference, days, with_score=False), kinds)
     ]
     flagged = {kind: {name_of(one.day)[5:] for one in judged if one.kind == kind and one.is_flagged}
                for kind in KINDS}  # fmt: skip
@@ -139,11 +171,17 @@ def test_the_storms_of_february_and_december_are_drift_and_few_other_days(
 def test_of_the_saved_days_few_ordinary_ones_are_flagged_and_the_storms_are(name: str) -> None:
     notes = load()["drift_days"]["cases"][name]["notes"]
     shown: dict[str, Any] = {one["day"]: one for one in notes["shown"]}
-    caught = [day for day in CAUGHT if name == OTHERS or day > "2013-10-01"]
-    assert all(shown[day]["kind"] == "storm" and shown[day]["drifted"] for day in caught)
+    assert all(shown[day]["kind"] == "storm" and shown[day]["drifted"] for day in CAUGHT_BY[name])
     assert rate(notes["flagged"], notes["days"]) <= 0.05
     assert rate(notes["flagged"], notes["days"]) < rate(notes["flagged_alone"], notes["days"])
     assert set(notes["days"]) == set(KINDS)
+
+
+def test_of_the_saved_windows_of_six_hours_few_are_flagged_and_by_thresholds_of_days_all() -> None:
+    notes = load()["drift_days"]["cases"][f"{WIDTHS}, 6 h"]["notes"]
+    assert notes["windows"] > 1_000
+    assert notes["flagged"] <= 0.1 * notes["windows"]
+    assert notes["flagged_by_days"] == notes["windows"]
 
 
 @pytest.mark.skipif(PROFILE != "nightly", reason="trains 13 models: two minutes of a processor")
@@ -151,8 +189,6 @@ def test_of_the_saved_days_few_ordinary_ones_are_flagged_and_the_storms_are(name
 def test_the_whole_year_comes_out_as_it_was_saved() -> None:
     found = drift_days(Options())
     saved = load()["drift_days"]["cases"]
-    for name in (OTHERS, DEMO):
-        notes = found[name]["notes"]
-        assert notes["days"] == saved[name]["notes"]["days"]
-        assert notes["flagged"] == saved[name]["notes"]["flagged"]
-        assert notes["shown"] == saved[name]["notes"]["shown"]
+    assert set(found) == set(saved)
+    for name, case in found.items():
+        assert json.loads(json.dumps(case["notes"])) == saved[name]["notes"]

@@ -3,6 +3,7 @@
 import xml.etree.ElementTree as ET
 from typing import Any
 
+import numpy as np
 import pytest
 
 from mlpd.core.errors import NotFoundError, ValidationError
@@ -13,8 +14,9 @@ from tests.conftest import ShiftedClock
 from tests.daemon.quick import serve_model, train
 
 
-async def predict(daemon: Daemon, count: int, amount: float) -> None:
-    rows = [{"user": "abc"[i % 3], "amount": amount + (i * 37 % 101) / 100} for i in range(count)]
+async def predict(daemon: Daemon, count: int, amount: float | None) -> None:
+    amounts = [None if amount is None else amount + (i * 37 % 101) / 100 for i in range(count)]
+    rows = [{"user": "abc"[i % 3], "amount": amounts[i]} for i in range(count)]
     await daemon.predict.predict("risk", rows)
     daemon.predictions.flush()
     await daemon.writer.write(lambda _: None)  # no write is under way when the clock jumps
@@ -50,6 +52,37 @@ async def test_a_window_is_compared_with_what_came_before_it(
         picture = ET.fromstring(await daemon.drift.picture("quick", "amount", one))
         assert len(list(picture.iter("{http://www.w3.org/2000/svg}polyline"))) <= 1
         assert "amount: reference and live" in {t.text for t in picture.iter() if t.text}
+
+
+async def test_an_hour_is_held_against_the_hours_of_training(
+    open_daemon: Any, trainable: Any
+) -> None:
+    """Amounts go with the hour of the day: every hour is far from the whole, as in training."""
+    clock, n = ShiftedClock(), 6_000
+    rng = np.random.default_rng(5)
+    times = (clock() // DAY_US - 4) * DAY_US + np.arange(n) * HOUR_US // 120
+    amount = times // HOUR_US % 24 + rng.normal(scale=0.3, size=n)
+    clicks = {
+        **dict.fromkeys(("at", "known_at", "shown_at"), times.tolist()),
+        "user": rng.choice(["a", "b", "c"], n).tolist(),
+        "amount": amount.tolist(),
+        "bought": (rng.random(n) < 0.5).astype(int).tolist(),
+    }
+    async with open_daemon(clock=clock) as daemon:
+        await serve_model(daemon, trainable, clicks)
+        for level in (8.0, None):
+            clock.shift_us += HOUR_US - clock() % HOUR_US + HOUR_US // 2
+            await predict(daemon, 300, level)
+        end_us = clock() // HOUR_US * HOUR_US + HOUR_US
+        hours = DriftQuery(start_us=end_us - 2 * HOUR_US, end_us=end_us, step_us=HOUR_US)
+        found = await daemon.drift.drift("quick", hours)
+        usual, other = amount_of(found, 0), amount_of(found, 1)
+        assert (usual["state"], other["state"]) == ("ok", "alert")
+        assert usual["psi_adjusted"] > 1.0
+        assert usual["threshold"] > usual["psi_adjusted"]
+        ((_, judged),) = await daemon.monitor.drift_between(end_us - HOUR_US, end_us)
+        assert judged.features[-1].name == "amount"
+        assert judged.features[-1].threshold == other["threshold"] == usual["threshold"]
 
 
 async def test_the_same_hour_of_the_weeks_before(

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from mlpd.core.errors import ValidationError
+from mlpd.core.time import DAY_US, HOUR_US
 from mlpd.monitoring.counting import CountLayout, Counts, PlainKernels
 from mlpd.monitoring.divergence import adjust_benjamini_hochberg, chi_square_p, psi_adjusted
 from mlpd.monitoring.drift import P_MAX, ROWS_MIN, WARN_PSI, DriftReport, rebased, report
@@ -97,7 +98,7 @@ def test_fewer_than_a_hundred_rows_are_never_ok() -> None:
 
 
 def test_a_calibrated_threshold_above_the_fixed_ones_silences() -> None:
-    loud = replace(PROFILE, features=(replace(PROFILE.features[0], threshold=2.0),
+    loud = replace(PROFILE, features=(replace(PROFILE.features[0], thresholds=((DAY_US, 2.0),)),
                                       *PROFILE.features[1:]))  # fmt: skip
     counts = count(sample(2000, 4, 0.8))
     assert report(PROFILE, counts).features[0].state == "alert"
@@ -105,9 +106,21 @@ def test_a_calibrated_threshold_above_the_fixed_ones_silences() -> None:
 
 
 def test_a_calibrated_threshold_below_the_fixed_ones_changes_nothing() -> None:
-    quiet = replace(PROFILE, features=(replace(PROFILE.features[0], threshold=0.001),
+    quiet = replace(PROFILE, features=(replace(PROFILE.features[0], thresholds=((DAY_US, 0.001),)),
                                        *PROFILE.features[1:]))  # fmt: skip
     assert report(quiet, count(sample(2000, 6, 0.2))).features[0].state == "ok"
+
+
+def test_a_window_is_held_against_the_threshold_of_its_width() -> None:
+    of_widths = ((HOUR_US, 2.0), (DAY_US, 0.3))
+    profile = replace(PROFILE, features=(replace(PROFILE.features[0], thresholds=of_widths),
+                                         *PROFILE.features[1:]))  # fmt: skip
+    counts = count(sample(2000, 4, 0.8))  # psi is about 0.6
+    hour = report(profile, counts, width_us=HOUR_US).features[0]
+    assert (hour.state, hour.threshold) == ("ok", 2.0)
+    day = report(profile, counts, width_us=7 * DAY_US).features[0]
+    assert (day.state, day.threshold) == ("alert", 0.3)
+    assert report(profile, counts).features[0] == day
 
 
 def test_a_large_effect_in_few_rows_without_significance_is_ok() -> None:

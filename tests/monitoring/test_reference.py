@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import msgpack
 import numpy as np
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from mlpd.core.errors import ValidationError
+from mlpd.core.time import DAY_US, HOUR_US
 from mlpd.monitoring.divergence import psi_adjusted
 from mlpd.monitoring.reference import (
     CATEGORIES_MAX,
@@ -51,9 +53,9 @@ def plain_edges(values: list[float]) -> list[float]:
 def profile_one(
     values: NDArray[np.float64],
     kind: FeatureKind = "numeric",
-    windows: NDArray[np.int64] | None = None,
+    t_us: NDArray[np.int64] | None = None,
 ) -> ReferenceProfile:
-    return build_reference(values[:, None], names=["x"], kinds=[kind], windows=windows)
+    return build_reference(values[:, None], names=["x"], kinds=[kind], t_us=t_us)
 
 
 @given(st.lists(ODD, max_size=60) | st.lists(st.integers(0, 15).map(float), max_size=200))
@@ -93,7 +95,7 @@ def test_degenerate_columns_have_a_profile(values: list[float], kind: FeatureKin
     profile = profile_one(array, kind, np.zeros(len(values), np.int64))
     column = profile.features[0]
     assert sum(column.counts) == len(values)
-    assert column.threshold is None
+    assert column.thresholds == ()
     assert ReferenceProfile.from_dict(profile.to_dict()) == profile
 
 
@@ -116,25 +118,57 @@ def test_equally_frequent_codes_are_kept_in_order_of_the_code() -> None:
 
 
 def test_threshold_is_mean_plus_three_deviations_over_windows_of_enough_rows() -> None:
+    """Each tenth of the windows against the rows outside of it."""
     rng = np.random.default_rng(5)
     values = rng.normal(size=25 * 200 + 50)
     windows = np.repeat(np.arange(26), 200)[: len(values)]  # the last one has 50 rows
-    column = profile_one(values, windows=windows).features[0]
+    column = profile_one(values, t_us=windows * DAY_US).features[0]
     index = bin_index(column, values)
-    drifts = [
-        float(
-            psi_adjusted(
-                np.array(column.counts), np.bincount(index[windows == w], minlength=column.bins)
-            )
-        )
-        for w in range(25)
-    ]
-    assert column.threshold == pytest.approx(np.mean(drifts) + 3 * np.std(drifts, ddof=1))
+    drifts = []
+    for part in ([0, 1, 2], [3, 4, 5], [6, 7, 8], [9, 10, 11], [12, 13, 14], [15, 16], [17, 18],
+                 [19, 20], [21, 22], [23, 24]):  # fmt: skip
+        rest = np.bincount(index[~np.isin(windows, part)], minlength=column.bins)
+        of_part = [np.bincount(index[windows == w], minlength=column.bins) for w in part]
+        drifts += [float(psi_adjusted(rest, counts)) for counts in of_part]
+    assert column.threshold(DAY_US) == pytest.approx(np.mean(drifts) + 3 * np.std(drifts, ddof=1))
+
+
+def test_each_width_of_window_has_its_own_threshold_where_it_has_windows_enough() -> None:
+    """Four hours of 150 rows a day, each at its own level: an hour is a narrow band of a day."""
+    rng = np.random.default_rng(8)
+    hours = np.concatenate([day * 24 + np.array([2, 8, 14, 20]) for day in range(30)])
+    t_us = np.repeat(hours, 150) * HOUR_US
+    values = rng.normal(size=len(t_us)) + np.repeat(hours % 24, 150)
+    column = profile_one(values, t_us=t_us).features[0]
+    assert [width for width, _ in column.thresholds] == [HOUR_US, 6 * HOUR_US, DAY_US]
+    of_hour, of_day = column.threshold(HOUR_US), column.threshold(DAY_US)
+    assert of_hour is not None
+    assert of_day is not None
+    assert of_hour > 10 * of_day
+    assert column.threshold(2 * HOUR_US) == column.threshold(1) == of_hour
+    assert column.threshold(DAY_US - 1) == column.threshold(6 * HOUR_US)
+    assert column.threshold(30 * DAY_US) == of_day
+    assert profile_one(values).features[0].threshold(DAY_US) is None
+
+
+def test_thresholds_of_days_alone_are_stored_as_they_always_were() -> None:
+    values = np.random.default_rng(9).normal(size=20 * 300)
+    plain = profile_one(values)
+    column = replace(plain.features[0], thresholds=((DAY_US, 0.5),))
+    days = replace(plain, features=(column,)).to_dict()
+    assert (days["format"], days["features"][0]["threshold"]) == (1, 0.5)
+    assert "thresholds" not in days["features"][0]
+    column = replace(column, thresholds=((HOUR_US, 2.0), (DAY_US, 0.5), (7 * DAY_US, 0.1)))
+    more = replace(plain, features=(column,))
+    assert more.to_dict()["format"] == 2
+    assert ReferenceProfile.from_dict(json.loads(json.dumps(more.to_dict()))) == more
+    assert ReferenceProfile.from_dict(days).features[0].thresholds == ((DAY_US, 0.5),)
 
 
 def test_fewer_than_twenty_windows_calibrate_nothing() -> None:
     values = np.random.default_rng(6).normal(size=19 * 150)
-    assert profile_one(values, windows=np.arange(len(values)) // 150).features[0].threshold is None
+    t_us = np.arange(len(values)) // 150 * DAY_US
+    assert profile_one(values, t_us=t_us).features[0].thresholds == ()
 
 
 @given(st.lists(st.tuples(ODD, ODD), max_size=80))

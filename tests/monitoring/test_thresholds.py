@@ -9,10 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from mlpd.core.time import DAY_US
+from mlpd.monitoring import thresholds
 from mlpd.monitoring.counting import CountLayout, Counts, PlainKernels
+from mlpd.monitoring.divergence import psi_adjusted
 from mlpd.monitoring.drift import report
 from mlpd.monitoring.reference import bin_index, build_reference
-from mlpd.monitoring.thresholds import WARN_PSI, calibrate, window_drifts
+from mlpd.monitoring.thresholds import WARN_PSI, calibrate, number_windows, window_drifts
 
 Matrix = NDArray[np.float64]
 
@@ -66,16 +69,40 @@ def test_windows_that_are_all_alike_have_a_threshold() -> None:
 
 
 def test_window_drifts_are_of_windows_with_rows_enough_in_order_of_time() -> None:
-    index = np.repeat(np.arange(21) % 2, 100)
-    windows = np.repeat(np.arange(21), 100)[:-1] * 7  # the last one has 99 rows
-    index = index[:-1]
-    counts = np.bincount(index)
-    found = window_drifts(index, counts, windows)
-    assert found is not None
-    assert len(found) == 20
-    assert found[0::2] == pytest.approx([found[0]] * 10)
-    assert found[0] != found[1]
-    assert window_drifts(index[:-100], np.bincount(index[:-100]), windows[:-100]) is None
+    """Forty windows of 120 rows, two of 99: each tenth against all rows outside of it."""
+    rng = np.random.default_rng(6)
+    number = np.repeat(np.arange(42), [*[120] * 20, 99, *[120] * 20, 99])
+    index = rng.integers(0, 3, len(number))
+    counts = np.bincount(index, minlength=3)
+    found = window_drifts(index, counts, number)
+    enough = [w for w in range(42) if w not in (20, 41)]
+    expected = []
+    for first in range(0, 40, 4):
+        part = enough[first : first + 4]
+        rest = np.bincount(index[~np.isin(number, part)], minlength=3)
+        expected += [psi_adjusted(rest, np.bincount(index[number == w], minlength=3)) for w in part]
+    assert found.tolist() == pytest.approx([float(value) for value in expected])
+
+
+def test_windows_are_numbered_in_order_of_time_without_gaps() -> None:
+    t_us = np.array([25, 3, 25, 9, 130, -1])
+    assert number_windows(t_us, 10).tolist() == [2, 1, 2, 1, 3, 0]
+    assert number_windows(t_us[:0], 10).tolist() == []
+    assert len(window_drifts(t_us[:0], np.zeros(3, np.int64), t_us[:0])) == 0
+
+
+def test_of_very_many_windows_the_newest_are_calibrated_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(thresholds, "WINDOWS_MAX", 30)
+    number = np.repeat(np.arange(50), 100)
+    index = (number < 20).astype(np.int64)
+    found = window_drifts(index, np.bincount(index), number)
+    assert len(found) == 30
+    assert found == pytest.approx([found[0]] * 30)  # all are bin 0 alone
+
+
+def test_fewer_than_twenty_windows_calibrate_nothing() -> None:
+    assert calibrate([np.zeros(19), np.ones(19)]) == []
+    assert calibrate([]) == []
 
 
 def test_of_the_training_days_themselves_one_in_twenty_is_called_drifted_at_most() -> None:
@@ -90,7 +117,7 @@ def test_of_the_training_days_themselves_one_in_twenty_is_called_drifted_at_most
         names=[f"f{i}" for i in range(width)],
         kinds=["numeric"] * width,
         scores=vectors[:, 0],
-        windows=np.repeat(np.arange(days), rows),
+        t_us=np.repeat(np.arange(days), rows) * DAY_US,
     )
     states = []
     for day in range(days):
@@ -99,11 +126,10 @@ def test_of_the_training_days_themselves_one_in_twenty_is_called_drifted_at_most
         counts.add_rows(np.column_stack([of_day, of_day[:, 0]]), kernels=PlainKernels())
         states.append(report(profile, counts).state)
     assert 1 <= sum(state != "ok" for state in states) <= days // 20
-    days_of = np.repeat(np.arange(days), rows)
-    drifts = [window_drifts(bin_index(column, vectors[:, i]), np.array(column.counts), days_of)
+    of_day = np.repeat(np.arange(days), rows)
+    drifts = [window_drifts(bin_index(column, vectors[:, i]), np.array(column.counts), of_day)
               for i, column in enumerate(profile.features)]  # fmt: skip
-    known = [found for found in drifts if found is not None]
-    assert flagged(known, at_deviations(known, 3.0)) > days / 3
-    assert math.isfinite(max(column.threshold or 0.0 for column in profile.columns))
+    assert flagged(drifts, at_deviations(drifts, 3.0)) > days / 3
     assert profile.score is not None
-    assert profile.score.threshold == profile.features[0].threshold
+    assert profile.score.thresholds == profile.features[0].thresholds
+    assert all(math.isfinite(column.threshold(DAY_US) or 0.0) for column in profile.columns)
