@@ -71,7 +71,7 @@ def _shown(case: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
 
 
 def _share(count: int, days: int) -> str:
-    return f"{count} ({count / days:.1%})"
+    return f"{count:,} ({count / days:.1%})"
 
 
 def _few(names: list[str]) -> str:
