@@ -120,6 +120,12 @@ async def predict(daemon: Daemon, arm: str | None = None) -> dict[str, Any]:
     return found
 
 
+@pytest.fixture(autouse=True)
+def released_when_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The daemon itself would release every 5 s, at a moment that no test knows."""
+    monkeypatch.setattr("mlpd.daemon.definitions.RELEASE_S", 3600.0)
+
+
 @pytest.fixture
 async def served(daemon: Daemon, click_columns: Any) -> Daemon:
     """A daemon whose route serves a model that was trained on windows of 1 h."""
@@ -258,14 +264,18 @@ async def test_a_route_that_lost_its_version_holds_up_no_other(served: Daemon) -
     assert (await predict(served))["spend.count_2h"] == 1
 
 
-async def test_a_release_is_on_disk(open_daemon: Any, click_columns: Any) -> None:
+async def test_a_release_happens_by_itself_and_is_on_disk(
+    open_daemon: Any, click_columns: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mlpd.daemon.definitions.RELEASE_S", 0.01)
     async with open_daemon() as daemon:
         await daemon.definitions.apply(document())
         await send_clicks(daemon, click_columns)
         await train_as(daemon)
         await apply(daemon, document("2h"))
+        assert len(daemon.state.catalog.pinned) == 1
         await daemon.registry.move_alias("quick", "champion", None, Cause("test"), expected="any")
-        assert len(await daemon.definitions.release()) == 1
+        await until(lambda: not daemon.state.catalog.pinned)
     async with open_daemon() as daemon:
         assert (daemon.state.catalog.key, daemon.state.catalog.pinned) == ((2, 1), {})
         done = await apply(daemon, document("3h"))
