@@ -195,6 +195,14 @@ def mutate(data: st.DataObject, value: Any) -> Any:
     return changed
 
 
+def spoil(data: st.DataObject, good: dict[str, Any]) -> Any:
+    """Return a body mutated, but still a trial if it was one: a map would stay with the daemon."""
+    body = mutate(data, good)
+    if "dry_run" in good and isinstance(body, dict):
+        return {**body, "dry_run": body.get("dry_run") or True}
+    return body
+
+
 @pytest.mark.parametrize("version", [-1, 0, 2, 2**32, 2**63])
 def test_a_version_that_a_route_never_had_is_not_found(edge: Any, version: int) -> None:
     path = f"/v1/routes/once-{version + 1}"  # a name keeps its versions when it is deleted
@@ -253,7 +261,7 @@ def path_of(route: Route, name: str) -> str:
 def test_a_good_body_spoilt_is_refused_by_name(
     edge: Any, route: Route, data: st.DataObject
 ) -> None:
-    body = mutate(data, VALID[route.path])
+    body = spoil(data, VALID[route.path])
     try:
         sent = msgpack.packb(body)
     except (OverflowError, ValueError):
