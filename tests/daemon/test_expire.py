@@ -50,6 +50,12 @@ schema = {
 }
 
 
+@pytest.fixture(autouse=True)
+def expired_when_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The daemon itself would look every minute, at a moment that no test knows."""
+    monkeypatch.setattr("mlpd.daemon.expire.EXPIRE_S", 3600.0)
+
+
 def document(retention: str | None = "30d", window: str = "7d") -> dict[str, Any]:
     visits = Source("visits", timestamp="at", schema=schema, retention=retention)
     other = Source("other", timestamp="at", schema={"user": "string", "x": "float64"})

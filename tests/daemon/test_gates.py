@@ -18,6 +18,12 @@ async def train_with(daemon: Daemon, document: Any, **changes: Any) -> Run:
     return await train(daemon)
 
 
+@pytest.fixture(autouse=True)
+def promoted_when_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The daemon itself would look every 5 s, at a moment that no test knows."""
+    monkeypatch.setattr("mlpd.daemon.promotions.LOOK_S", 3600.0)
+
+
 async def predict(daemon: Daemon, count: int, amount: float = 0.0) -> None:
     rows = [{"user": "abc"[i % 3], "amount": amount + (i * 37 % 101) / 100} for i in range(count)]
     await daemon.predict.predict("risk", rows)
