@@ -21,6 +21,7 @@ from bench.labels import labels
 from bench.loop import loop
 from bench.metrics import metrics
 from bench.monitoring import monitoring
+from bench.moving import moving
 from bench.options import Options
 from bench.overload import overloads
 from bench.paced import paced
@@ -55,6 +56,7 @@ SCENARIOS: dict[str, Callable[[Options], dict[str, Case]]] = {
     "backup": backup,
     "cluster": cluster,
     "scaling": scaling,
+    "moving": moving,
     "metrics": metrics,
     "labels": labels,
     "feast": feast,

@@ -506,9 +506,13 @@ class Cluster(_Group[A, Text, Frame, Binary]):
         """Return what moving these slots away would move; changes nothing."""
         return self._move("survey", slots=slots)
 
-    def digest(self, slots: str, at: int | None = None) -> A:
-        """Return a digest over all that can be read of slots, at a moment, by default now."""
-        return self._move("digest", slots=slots, at=at)
+    def digest(self, slots: str, at: int | None = None, **since: Any) -> A:
+        """Return a digest over all that can be read of slots, at a moment, by default now.
+
+        `since` a sequence, `after` a position of predictions: of slots `touched` behind them, or
+        of the others.
+        """
+        return self._move("digest", slots=slots, at=at, **since)
 
     def leave(self, step: str, move: str, **fields: Any) -> A:
         """Take a step of the source: begin (`slots`, `shard`), pause, leave, cancel, finish."""

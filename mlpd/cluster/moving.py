@@ -7,6 +7,7 @@ where another one ended.  The order of steps, and why: docs/decisions/moving-slo
 import secrets
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -19,6 +20,10 @@ from mlpd.core.errors import ConflictError, InvalidRequestError, MlpdError
 from mlpd.core.shards import Shard, ShardMap, decode_map, format_runs, parse_runs
 from mlpd.daemon.moved_predictions import peek
 
+LITTLE = 2_000
+"""Events of all slots that may come while both sides are compared: the pause looks through them."""
+ROUNDS_MAX = 5
+"""How often more than that may come: a longer pause is better than none."""
 TAIL_ROWS = 200
 """What came during a round is the tail if it is one chunk with fewer rows: the pause brings it."""
 HOPELESS = frozenset(
@@ -308,6 +313,8 @@ class _Move:
         self._source = connect(self._url).cluster
         self._target = connect(shard_map.shard(part.target).url).cluster
         self._rows = self._predictions = 0
+        self._since: Mapping[str, Any] = {}
+        """What is to be compared in the pause, all by default."""
 
     def run(self) -> Moved:
         part, began_s = self._part, time.monotonic()
@@ -317,14 +324,12 @@ class _Move:
             note = self._begin()
             if note["state"] == "copying":
                 self._told("copying", 0)
-                self._copy_before_the_pause()
+                self._or_cancel(self._copy_before_the_pause)
             paused_s = time.monotonic()
             if note["state"] != "leaving":
-                self._pause_or_cancel()
+                self._or_cancel(self._pause)
             self._switch(slots)
-        for shard in map(self.shard_map.shard, (part.source, part.target)):
-            if shard != self.shard_map.arbiter:  # which has it
-                put_map(self.shard_map, shard, self._connect)
+        self._put_both()
         pause_s = time.monotonic() - paused_s
         spread(self.shard_map, self._connect)
         self._told("removing at the source", 0)
@@ -354,17 +359,32 @@ class _Move:
         return note
 
     def _copy_before_the_pause(self) -> None:
+        """Bring all over until little comes meanwhile, compare, and bring over what came since."""
+        for _ in range(ROUNDS_MAX):
+            self._catch_up()
+            self._compare_untouched()
+            newest = self._newest()
+            if newest - self._through < LITTLE:
+                break
+        self._copy(newest)
+        self._copy_predictions()
+
+    def _catch_up(self) -> None:
         """Bring history over in rounds, each up to the newest event, until little came meanwhile.
 
         A chunk without rows is no sign of that: the slots may have none in 5,000 records.  So too
         with predictions.
         """
         while True:
-            newest, rows = self._connect(self._url).status()["sequence"], self._rows
+            newest, rows = self._newest(), self._rows
             if self._copy(newest) > 1 or self._rows - rows >= TAIL_ROWS:
                 continue
             if self._copy_predictions() <= 1:
                 return
+
+    def _newest(self) -> int:
+        found: int = self._connect(self._url).status()["sequence"]
+        return found
 
     def _copy(self, through: int) -> int:
         """Bring history over up to a sequence of the source; return in how many chunks."""
@@ -382,7 +402,9 @@ class _Move:
         chunks, done = 0, False
         while not done:
             chunk = self._source.predictions(self._part.move, self._served)["chunk"]
-            needs, done = peek(chunk)
+            needs, done, is_new = peek(chunk)
+            if not is_new:
+                break
             self._copy(needs)  # the events that they saw come first
             before = self._predictions
             self._note(self._take(chunk))
@@ -410,30 +432,53 @@ class _Move:
             else:
                 return found
 
-    def _pause_or_cancel(self) -> None:
-        """Pause; where that shows that the move can't end well, cancel it."""
+    def _put_both(self) -> None:
+        """Give the new map to source and target, unless one is the arbiter, which has it."""
+        both = map(self.shard_map.shard, (self._part.target, self._part.source))
+        others = [shard for shard in both if shard != self.shard_map.arbiter]
+        with ThreadPoolExecutor(len(others)) as pool:
+            list(pool.map(lambda shard: put_map(self.shard_map, shard, self._connect), others))
+
+    def _or_cancel(self, step: Callable[[], None]) -> None:
+        """Take a step; where that shows that the move can't end well, cancel it."""
         try:
-            self._pause()
+            step()
         except MlpdError as error:
             if error.code in HOPELESS:
                 self.shard_map = cancel(self.shard_map, self._part, self._connect)
             raise
 
+    def _compare_untouched(self) -> None:
+        """Compare both sides but for what was touched since the target came so far."""
+        since = {"since": self._through, "after": self._served}
+        self._told("comparing", 0)
+        ours = self._source.digest(self._part.slots, **since)
+        if ours["slots"]:
+            self._check_same(ours, self._target.digest(ours["slots"], ours["at"]))
+        self._since = {**since, "touched": True}
+
     def _pause(self) -> None:
-        """Stop writes, bring over what is left, and compare."""
+        """Stop writes, bring over what is left, and compare what was touched."""
         part = self._part
         self._told("pausing", 0)
         paused = self._source.leave("pause", part.move)
         sequence = paused["leaving"]["sequence"]
-        if not self._sealed:
-            self._copy(sequence)
-            self._copy_predictions()
-        ours = self._source.digest(part.slots)
-        self._target.arrive(
-            "seal", part.move, through=sequence, horizons=ours["horizons"],
-            served=self._served, experiments=paused["experiments"],
-        )  # fmt: skip
-        theirs = self._target.digest(part.slots, ours["at"])
+        with ThreadPoolExecutor(1) as beside:
+            asked = beside.submit(self._source.digest, part.slots, **self._since)
+            if not self._sealed:
+                self._copy(sequence)
+                self._copy_predictions()
+            ours = asked.result()
+            sealed = beside.submit(
+                self._target.arrive, "seal", part.move, through=sequence, served=self._served,
+                horizons=ours["horizons"], experiments=paused["experiments"],
+            )  # fmt: skip
+            if ours["slots"]:
+                self._check_same(ours, self._target.digest(ours["slots"], ours["at"]))
+            sealed.result()
+
+    def _check_same(self, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
+        part = self._part
         if any(ours[name] != theirs[name] for name in COMPARED):
             raise ConflictError(
                 f"slots {part.slots[:60]} read otherwise at {part.target} than at {part.source}: "

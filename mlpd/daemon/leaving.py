@@ -6,16 +6,19 @@ Each step is one transaction, and may be asked for again.
 import asyncio
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from mlpd.core.errors import ConflictError, MlpdError, NotFoundError
-from mlpd.core.hashing import definition_hash
+from mlpd.core.hashing import SLOTS, definition_hash
 from mlpd.core.shards import format_runs, parse_runs
 from mlpd.daemon.experiments import Experiments, digest_of
-from mlpd.daemon.moved_events import tail_chunk, wanted_of
+from mlpd.daemon.moved_events import tail_chunk, touched_slots, wanted_of
 from mlpd.daemon.moved_predictions import (
     TAIL,
     Served,
@@ -50,7 +53,7 @@ from mlpd.storage.environment import Environment
 from mlpd.storage.files import DataDirectory
 from mlpd.storage.horizons import load_horizons
 from mlpd.storage.lineage import load_lineage
-from mlpd.storage.moved_keys import CHANGED, remove_list
+from mlpd.storage.moved_keys import CHANGED, read_changed_keys, remove_list
 from mlpd.storage.moves_store import (
     Leaving,
     LeavingState,
@@ -60,7 +63,7 @@ from mlpd.storage.moves_store import (
     to_fields,
 )
 from mlpd.storage.tables import Table
-from mlpd.storage.transactions import WriteTransaction
+from mlpd.storage.transactions import Snapshot, WriteTransaction
 from mlpd.storage.writer import Writer
 
 PART_ROWS = 10_000
@@ -76,6 +79,15 @@ _NEXT: dict[str, tuple[LeavingState, ...]] = {
     "cancelling": ("copying", "paused", "leaving", "cancelling"),
 }
 """From which states a move may come into another."""
+
+
+@dataclass(frozen=True, slots=True)
+class Since:
+    """Slots that were `touched` behind a sequence and a position of the predictions, or not."""
+
+    sequence: int
+    served: bytes
+    touched: bool
 
 
 class Departures:
@@ -179,6 +191,7 @@ class Departures:
 
         Of a paused one all is stored that was answered before.
         """
+        self._predictions.flush()
 
         def change(txn: WriteTransaction) -> None:
             found = _of(load_leaving(txn), move)
@@ -200,10 +213,10 @@ class Departures:
             self._note(txn, replace(found, state=state, sequence=sequence))
 
         await self._write(change)
-        if state != "paused":
-            return self.show()
-        await self._predictions.settle()
-        return await self._show_all()
+        if state == "paused":
+            await self._predictions.settle()
+            return await self._show_all()
+        return self.show()
 
     async def _show_all(self) -> dict[str, Any]:
         """Return the notes, and what experiments the units take part in, by digest."""
@@ -285,22 +298,31 @@ class Departures:
         with self._environment.snapshot() as snapshot:
             return bool(load_files(snapshot)) and holds_any(snapshot, SERVED, found.slots)
 
-    async def digest(self, text: str, at_us: int | None) -> dict[str, Any]:
+    async def digest(
+        self, text: str, at_us: int | None, since: Since | None = None
+    ) -> dict[str, Any]:
         """Return what `digest_rows` finds of slots at a moment, by default now; and horizons.
 
-        Raises TooLargeError(code="too_many_rows").
+        `since`: of which of the slots; the answer has them.  Raises TooLargeError(
+        code="too_many_rows").
         """
-        return await asyncio.to_thread(self._digest, parse_runs(text), at_us)
+        return await asyncio.to_thread(self._digest, parse_runs(text), at_us, since)
 
-    def _digest(self, slots: Sequence[int], at_us: int | None) -> dict[str, Any]:
+    def _digest(
+        self, asked: Sequence[int], at_us: int | None, since: Since | None
+    ) -> dict[str, Any]:
         with self._environment.read_at() as (snapshot, t_us):
-            catalog = self._state.read_catalog(snapshot)
+            catalog, slots = self._state.read_catalog(snapshot), asked
+            if since is not None:
+                touched = _touched(snapshot, catalog, asked, since)
+                slots = [slot for slot in asked if touched[slot] == since.touched]
             horizons = {name: one.before_us for name, one in load_horizons(snapshot).items()}
             rows = load_rows(snapshot, slots)
             served, predictions = digest_served(snapshot, slots)
         at_us = t_us if at_us is None else at_us
         digest, count = digest_rows(catalog, rows, at_us)
         return {
+            "slots": format_runs(slots),
             "digest": digest,
             "rows": count,
             "at": at_us,
@@ -470,6 +492,19 @@ def _parts(group: Sequence[int], rows: dict[int, int], served: dict[int, int]) -
             size = share
         parts[-1].append(slot)
     return parts
+
+
+def _touched(
+    snapshot: Snapshot, catalog: Catalog, slots: Sequence[int], since: Since
+) -> NDArray[np.bool_]:
+    """Return per slot whether it was touched; all of them where that can't be told."""
+    wanted = wanted_of(catalog, slots, None)
+    touched = touched_slots(snapshot, wanted, since.sequence)
+    if touched is None or since.served < TAIL:
+        return np.ones(SLOTS, np.bool_)
+    for key in read_changed_keys(snapshot, since.served.removeprefix(TAIL)):
+        touched[key[0] << 8 | key[1]] = True
+    return touched
 
 
 def _delete(txn: WriteTransaction, *, table: Table, keys: Sequence[bytes]) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlpd.core.columns import Columns
+from mlpd.core.hashing import SLOTS
 from mlpd.core.routing import NO_SLOT, Entities
 from mlpd.daemon.routing import concerned_by, concerned_slots
 from mlpd.features.catalog import Catalog
@@ -28,6 +29,7 @@ from mlpd.storage.log import (
     encode_record,
 )
 from mlpd.storage.moves_store import flags_of
+from mlpd.storage.transactions import Snapshot
 
 CHUNK_BYTES = 256 << 10
 """A chunk is closed when it has so many: some 50 ms of the target's writer thread."""
@@ -161,6 +163,26 @@ def tail_chunk(environment: Environment, wanted: Wanted, after: int) -> Chunk | 
     if len(copies) < TAIL_RECORDS:
         chunk.through = newest
     return chunk
+
+
+def touched_slots(snapshot: Snapshot, wanted: Wanted, after: int) -> NDArray[np.bool_] | None:
+    """Return per slot whether an event behind a sequence concerns it, of the wanted slots.
+
+    None where that can't be told: if the tail is compacted, or too long.
+    """
+    if after < compacted_through(snapshot):
+        return None
+    touched = np.zeros(SLOTS, np.bool_)
+    found = copy_records(snapshot, after + 1, int(snapshot.sequence), kinds=_EVENTS)
+    copies = list(islice(found, TAIL_RECORDS + 1))
+    if len(copies) > TAIL_RECORDS:
+        return None
+    for start, value in copies:
+        record = decode_record(value, start)
+        entities = wanted.entities.get(record.source, ())
+        slots = concerned_slots(record.source, entities, record.columns(), record.count)
+        touched[slots[slots != NO_SLOT]] = True
+    return touched & wanted.slots
 
 
 def _add_record(chunk: Chunk, wanted: Wanted, record: LogRecord, at_once: int) -> Iterator[int]:

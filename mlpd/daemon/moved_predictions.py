@@ -67,6 +67,7 @@ class Served:
                 "served": body,
                 "needs": self.needs,
                 "done": self.done,
+                "new": self.after != self.through,
                 "digest": xxh64_intdigest(body),
             }
         )
@@ -86,10 +87,10 @@ def decode_served(fields: Mapping[str, Any]) -> Served:
     return Served(after, through, found, items, int(fields["needs"]), bool(fields["done"]))
 
 
-def peek(chunk: bytes) -> tuple[int, bool]:
-    """Return of an encoded chunk what it `needs`, and whether it is `done`."""
+def peek(chunk: bytes) -> tuple[int, bool, bool]:
+    """Return of an encoded chunk what it `needs`, whether it is `done`, and is new at all."""
     fields = msgpack.unpackb(chunk)
-    return fields["needs"], fields["done"]
+    return fields["needs"], fields["done"], fields["new"]
 
 
 def base_chunk(

@@ -9,6 +9,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from mlpd.core.errors import (
     ConflictError,
     DefinitionError,
@@ -349,9 +351,8 @@ class Ownership:
 
 def _check_moved(old: Member, new: Member, moves: Moves) -> None:
     """Raise ConflictError(code="slots_not_moved") unless a map changes what is ready to move."""
-    pairs = [*enumerate(zip(old.flags, new.flags, strict=True))]
-    lost = tuple(slot for slot, (had, has) in pairs if had and not has)
-    gained = tuple(slot for slot, (had, has) in pairs if has and not had)
+    had, has = (np.frombuffer(one.flags, np.bool_) for one in (old, new))
+    lost, gained = (tuple(np.flatnonzero(one).tolist()) for one in (had & ~has, has & ~had))
     leaving, arriving = moves.leaving, moves.arriving
     # While it is cancelled as well: the map that the arbiter took before it heard of that counts.
     may_lose = leaving is not None and (

@@ -188,12 +188,10 @@ def make_part(member: Member | None, moves: Moves | None = None) -> Part | None:
             continue
         own = [flags[slot] for slot in note.slots]
         if all(own) if isinstance(note, Leaving) else not any(own):  # the map is still the old one
-            held = note.flags if frozen is None else bytes(map(max, frozen, note.flags))
-            frozen = held
+            held = np.frombuffer(note.flags, np.bool_)
+            frozen = (held if frozen is None else np.frombuffer(frozen, np.bool_) | held).tobytes()
             if note.state in ("leaving", "cancelling"):
-                flags = bytes(
-                    owned and not gone for owned, gone in zip(flags, note.flags, strict=True)
-                )
+                flags = (np.frombuffer(flags, np.bool_) & ~held).tobytes()
     if all(flags) and frozen is None:
         return None
     return Part(member.shard, member.shard_map, flags, frozen)

@@ -282,7 +282,13 @@ class PredictionLog:
             ended.set_result(None)
 
     async def settle(self) -> None:
-        """Return when all rows are stored whose recording had begun; they are few milliseconds."""
+        """Return when all rows are stored whose recording had begun; that takes milliseconds.
+
+        At once where none had, and none waits: what was handed to the writer is before whatever the
+        caller had written.
+        """
+        if not self._recordings and not self._waiting:
+            return
         if self._recordings:
             await asyncio.wait([*self._recordings])
         self.flush()

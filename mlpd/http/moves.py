@@ -12,6 +12,7 @@ from mlpd.core.errors import ConflictError, ValidationError
 from mlpd.core.names import check_name
 from mlpd.core.time import parse_time
 from mlpd.daemon.app import Daemon
+from mlpd.daemon.leaving import Since
 from mlpd.daemon.moved_predictions import BASE, POSITION_BYTES_MAX, TAIL
 from mlpd.http.shapes import Field, Shape
 from mlpd.http.wire import read_fields, respond
@@ -44,9 +45,18 @@ SURVEYED = Shape(
         "definitions": Field("text", "Digest of those that run."),
     }
 )
-DIGEST = Shape({"slots": _SLOTS, "at": Field("time", "Of the reads; by default now.")})
+DIGEST = Shape(
+    {
+        "slots": _SLOTS,
+        "at": Field("time", "Of the reads; by default now."),
+        "since": Field("integer", "Sequence behind which slots count as touched."),
+        "after": Field("text", "Likewise the position of predictions; needed with `since`."),
+        "touched": Field("flag", "With `since`: of touched slots alone; else of the others."),
+    }
+)
 DIGESTED = Shape(
     {
+        "slots": Field("text", "Of which slots it is."),
         "digest": Field("text", "16 hex digits over all that can be read of the slots."),
         "rows": Field("integer", "Online rows of views that run."),
         "at": Field("time", "The moment of the reads."),
@@ -115,8 +125,11 @@ class MoveHandlers:
 
     async def digest(self, request: web.Request) -> web.Response:
         """Return a digest over all features of all entities in slots; equal where reads are."""
-        fields = await read_fields(request, DIGEST)
-        found = await self._daemon.departures.digest(fields["slots"], fields["at"])
+        fields, since = await read_fields(request, DIGEST), None
+        if fields["since"] is not None:
+            sequence = _sequence("since", fields["since"])
+            since = Since(sequence, _position(fields["after"] or ""), bool(fields["touched"]))
+        found = await self._daemon.departures.digest(fields["slots"], fields["at"], since)
         return await respond(request, found)
 
     async def leave(self, request: web.Request) -> web.Response:

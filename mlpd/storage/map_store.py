@@ -62,6 +62,8 @@ class FileMapStore:
     def __init__(self, root: Path) -> None:
         self._path = root / MAP_FILE
         self._lock = root / "cluster.lock"
+        self._last: tuple[bytes, Member] | None = None
+        """What the file held, to be decoded once; others may write it as well."""
 
     def load(self) -> Member | None:
         """Return what is stored; raises InternalError(code="damaged_map")."""
@@ -69,9 +71,11 @@ class FileMapStore:
             data = self._path.read_bytes()
         except FileNotFoundError:
             return None
+        if self._last is not None and self._last[0] == data:
+            return self._last[1]
         try:
             fields = json.loads(data)
-            return Member(check_name(fields["shard"], "shard"), decode_map(fields["map"]))
+            member = Member(check_name(fields["shard"], "shard"), decode_map(fields["map"]))
         except (ValueError, KeyError, TypeError, MlpdError) as error:
             raise InternalError(
                 f"{self._path} is damaged: {error}",
@@ -79,13 +83,17 @@ class FileMapStore:
                 hint="Copy the map of another member, with this shard's name; without the file the "
                 "daemon would answer for keys that are not its own.",
             ) from None
+        self._last = data, member
+        return member
 
     def store(self, member: Member, expected_epoch: int) -> None:
         """As `MapStore.store`; after a crash the file holds all of the old or all of the new."""
         try:
             with self._locked():
                 check_next(self.load(), member, expected_epoch)
-                atomic_write(self._path, member.encode())
+                encoded = member.encode()
+                atomic_write(self._path, encoded)
+                self._last = encoded, member
         except OSError as error:
             raise StorageFullError(
                 f"the map can't be stored: {error.strerror or error}",

@@ -48,6 +48,14 @@ def read_changed(
     return [(key[len(CHANGED) :], key[-1:], _key_of(key, value)) for key, value in found]
 
 
+def read_changed_keys(reader: Snapshot | WriteTransaction, after: bytes) -> Iterator[bytes]:
+    """Yield the keys of predictions and labels that changed after a position."""
+    start = CHANGED + after + b"\x00" if after else CHANGED
+    for key, _ in reader.scan(Table.META, start, _end(CHANGED)):
+        if key[-1:] != OUTCOME:
+            yield key[len(CHANGED) + 8 : -1]
+
+
 def _key_of(key: bytes, value: bytes) -> bytes:
     return value or key[len(CHANGED) + 8 : -1]
 

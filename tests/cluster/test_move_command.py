@@ -223,7 +223,7 @@ def test_what_comes_in_between_cancels_the_move(three: Any, two: ShardMap) -> No
 
     def lose_a_row(step: str) -> None:
         """Something is not as it was at the source: the digests tell."""
-        if step == "after arrive seal":
+        if step == "after digest digest" and not t.map_at(b).epoch > 1:
             writer = three[1].daemon.writer
             with three[1].daemon.environment.snapshot() as snapshot:
                 here = (int.from_bytes(key[:2], "big") for key, _ in snapshot.scan(Table.ONLINE))
