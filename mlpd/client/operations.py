@@ -16,7 +16,7 @@ from mlpd.client.scatter_events import EventRows
 from mlpd.client.scatter_rows import Rows, owners_of
 from mlpd.client.steps import Progress, Steps, wait_ready, wait_run
 from mlpd.core.definitions import build_document
-from mlpd.core.media import ARROW, SPINE_FILES, frame_format
+from mlpd.core.media import ARROW, PARQUET, SPINE_FILES, frame_format
 
 A = TypeVar("A")
 Text = TypeVar("Text")
@@ -478,6 +478,12 @@ class Cluster(_Group[A, Text, Frame, Binary]):
     def blob(self, digest: str) -> Any:
         """Return a file of the registry by its digest, as bytes."""
         return self._client.send(r.get("v1", "registry", "blobs", digest))
+
+    def home_events(self, source: str, *, definitions: str, epoch: int) -> Any:
+        """Return the events of a source that have their home on a shard, as a Parquet file."""
+        query = {"definitions": definitions, "epoch": epoch}
+        path = r.build_path(("v1", "cluster", "events", source), query)
+        return self._client.send(r.Request("GET", path, accept=PARQUET, timeout_s=r.LONG_S))
 
     def part(self, what: str, **fields: Any) -> A:
         """Return a member's part of what all of them know, as they ask each other for it."""

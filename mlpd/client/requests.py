@@ -16,7 +16,7 @@ import msgpack
 import numpy as np
 
 from mlpd.core.errors import MlpdError, StorageFullError, ValidationError
-from mlpd.core.media import ARROW, JSON, MSGPACK, OCTETS
+from mlpd.core.media import ARROW, JSON, MSGPACK, OCTETS, PARQUET
 from mlpd.core.remote import error_of
 from mlpd.core.time import parse_time
 from mlpd.core.trace import TRACEPARENT
@@ -296,7 +296,7 @@ def read_answer(answer: Answer) -> Any:
         return msgpack.unpackb(answer.body, strict_map_key=False)
     if kind == JSON:
         return json.loads(answer.body)
-    if kind in (TAR, OCTETS):
+    if kind in (TAR, OCTETS, PARQUET):
         return answer.body
     if kind == ARROW:
         import polars as pl  # noqa: PLC0415 - with frames alone

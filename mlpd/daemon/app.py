@@ -48,6 +48,7 @@ from mlpd.daemon.feedback import Feedback
 from mlpd.daemon.feeding import Feeding
 from mlpd.daemon.following import Following
 from mlpd.daemon.fsck import Fsck
+from mlpd.daemon.gathering import Gathering
 from mlpd.daemon.history import History
 from mlpd.daemon.ingest import Ingest
 from mlpd.daemon.leaving import Departures
@@ -390,10 +391,15 @@ class Daemon:
         )
         self.dropped = DroppedViews(self.environment, self.writer, self.state)
         publisher = Publisher(self.registry, self.routes.refresh, self.drift.gate)
+        self.gathering = Gathering(
+            *(self.environment, self.state, self.ownership, self.parts, self.peers), self.paths
+        )
         train = Train(
             self.environment,
             self.state,
             publisher,
+            self.gathering,
+            self.shared.settle,
             self.paths,
             self.config.training,
             self.config.plugins,
@@ -449,7 +455,6 @@ class Daemon:
             self.writer,
             self.state,
             train,
-            self.ownership,
             self.config.training.concurrency,
             self.clock,
         )
@@ -458,6 +463,7 @@ class Daemon:
             self.environment,
             self.state,
             self.registry,
+            self.ownership,
             self.paths,
             self.config.training,
             self.config.plugins,

@@ -29,6 +29,7 @@ ENTRIES = {
     "events": "mlpd.daemon.events_child",
     "cost": "mlpd.daemon.cost_child",
     "history": "mlpd.daemon.history_child",
+    "home": "mlpd.daemon.home_child",
     "stats": "mlpd.daemon.stats_child",
     "train": "mlpd.daemon.train_child",
     "reproduce": "mlpd.daemon.reproduce_child",

@@ -18,7 +18,7 @@ from mlpd.storage.frames import from_series
 from mlpd.storage.horizons import Horizon, load_horizons
 from mlpd.storage.lineage import Lineage, load_lineage
 from mlpd.storage.offline import collect_events, count_events, read_events, scan_events
-from mlpd.storage.segments import SEQUENCE
+from mlpd.storage.segments import EVENT_TIME, KNOWN_TIME, SEQUENCE
 
 if TYPE_CHECKING:
     import polars as pl
@@ -32,6 +32,9 @@ class Offline:
     environment: Environment
     catalog: Catalog
     through: int
+    gathered: Mapping[str, Any] | None = None
+    """Of several shards, what `Gathering.gather` told: by source the `files` of all of them, which
+    have each event once, and `horizons`; None where the log here has everything."""
 
     def events(self, source: str, columns: tuple[str, ...]) -> Events:
         """Return all events of `source`, in no promised order, with `columns` of its schema."""
@@ -40,7 +43,10 @@ class Offline:
         return Events.of(collect_events(lambda: self.scan(source, schema)), schema)
 
     def horizons(self) -> dict[str, Horizon]:
-        """Return what is gone of which source, by now."""
+        """Return what is gone of which source, by now; of any shard if their events are here."""
+        if self.gathered is not None:
+            horizons = self.gathered["horizons"].items()
+            return {name: Horizon(*fields) for name, fields in horizons}
         with self.environment.snapshot() as snapshot:
             return load_horizons(snapshot)
 
@@ -81,6 +87,8 @@ class Offline:
 
     def scan(self, source: str, columns: Mapping[str, DType]) -> "pl.LazyFrame":
         """Return the events of a source with DELETED, to be read when they are collected."""
+        if self.gathered is not None:
+            return scan_gathered(self.gathered["files"][source], {**columns, DELETED: DType.BOOL})
         return scan_events(
             self.environment,
             self.paths.segments,
@@ -99,7 +107,26 @@ def open_offline(request: Mapping[str, Any]) -> Iterator[Offline]:
         catalog = build_catalog(
             **request["catalog"], kernels=kernels, cache=paths.cache / "kernels"
         )
-        yield Offline(paths, environment, catalog, request["through"])
+        yield Offline(paths, environment, catalog, request["through"], request.get("gathered"))
+
+
+def scan_gathered(files: Iterable[str], columns: Mapping[str, DType]) -> "pl.LazyFrame":
+    """Return the events in files of several shards, to be read when they are collected.
+
+    Their sequences are new: there is no order between shards but that of known times, so these come
+    first, then event times, then shards; those of one shard stay in the order of its log.
+    """
+    import polars as pl  # noqa: PLC0415 - in the child alone
+
+    shard = "__shard"
+    scans = enumerate(pl.scan_parquet(path, glob=False) for path in files)
+    frames = [scan.with_columns(pl.lit(number).alias(shard)) for number, scan in scans]
+    order = [KNOWN_TIME, EVENT_TIME, shard, SEQUENCE]
+    sorted_frame = pl.concat(frames).select([*order, *columns]).sort(order)
+    numbered = sorted_frame.drop(SEQUENCE, shard).with_row_index(SEQUENCE, 1)
+    return numbered.with_columns(pl.col(SEQUENCE).cast(pl.Int64)).select(
+        [EVENT_TIME, KNOWN_TIME, SEQUENCE, *columns]
+    )
 
 
 def offline_request(paths: DataDirectory, catalog: Catalog, through: int) -> dict[str, Any]:

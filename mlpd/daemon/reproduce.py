@@ -8,6 +8,7 @@ from mlpd.core.config import PluginsConfig, TrainingConfig
 from mlpd.core.errors import UnavailableError, ValidationError
 from mlpd.core.time import Clock
 from mlpd.daemon.offline import offline_request
+from mlpd.daemon.ownership import Ownership
 from mlpd.daemon.plugins import Plugins
 from mlpd.daemon.process import Child
 from mlpd.daemon.state import CatalogState
@@ -28,6 +29,7 @@ class Reproduce:
         environment: Environment,
         state: CatalogState,
         registry: Registry,
+        ownership: Ownership,
         paths: DataDirectory,
         config: TrainingConfig,
         plugins: PluginsConfig,
@@ -36,6 +38,7 @@ class Reproduce:
         self._environment = environment
         self._state = state
         self._registry = registry
+        self._ownership = ownership
         self._paths = paths
         self._config = config
         self._plugins = plugins
@@ -48,8 +51,9 @@ class Reproduce:
         `verdict` is `reproduced` or `different`; `checks` what was compared, in the order of the
         work.  Costs a training.  Cancelling ends the child.  Raises ValidationError(
         code="not_reproducible") for what was not trained here, UnavailableError(
-        code="reproduction_timeout").
+        code="reproduction_timeout"), ConflictError(code="several_shards").
         """
+        self._ownership.check_whole("a reproduction")
         lineage = await self._registry.load_lineage(version.name, version.number)
         if not isinstance(lineage, Lineage) or not (lineage.definitions and lineage.job):
             raise ValidationError(

@@ -29,7 +29,6 @@ from mlpd.core.errors import (
     UnavailableError,
 )
 from mlpd.core.time import Clock, format_time
-from mlpd.daemon.ownership import Ownership
 from mlpd.daemon.state import CatalogState
 from mlpd.daemon.train import Train
 from mlpd.storage.environment import Environment
@@ -87,7 +86,6 @@ class Runs:
         writer: Writer,
         state: CatalogState,
         train: Train,
-        ownership: Ownership,
         concurrency: int,
         clock: Clock,
     ) -> None:
@@ -95,7 +93,6 @@ class Runs:
         self._writer = writer
         self._state = state
         self._train = train
-        self._ownership = ownership
         self._concurrency = concurrency
         self._clock = clock
         self._wake = asyncio.Event()
@@ -196,7 +193,6 @@ class Runs:
     ) -> Run:
         """Return a new queued run, not stored yet; raises as `enqueue` but for a full queue."""
         spec = self._state.catalog.definitions.job(job)
-        self._ownership.check_whole("a training run")
         if deploy is not None:
             check_deploy(deploy)
         now_us = self._clock()

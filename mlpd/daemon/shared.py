@@ -53,6 +53,7 @@ class Shared:
         self._writer = writer
         self._ownership = ownership
         self._followers: dict[str, _Follower] = {}
+        self._awaited_since: dict[str, float] = {}
         self.hindrance: Callable[[], str] = lambda: ""
         """Says what keeps this member from following."""
 
@@ -123,6 +124,10 @@ class Shared:
         while time.monotonic() < until_s and self._awaited(revision):  # noqa: ASYNC110 - by time, too
             await asyncio.sleep(LOOK_S)
 
+    async def settle(self) -> None:
+        """Wait until all members that follow have what is here now, SPREAD_S at most."""
+        await self.spread(self.revision())
+
     def describe(self) -> dict[str, Any]:
         """Return whether this daemon is the `arbiter`, its revision, and who follows."""
         with self._environment.snapshot() as snapshot:
@@ -167,15 +172,21 @@ class Shared:
         member.shard_map.shard(shard)
 
     def _awaited(self, revision: int) -> bool:
-        """Tell whether a member that follows hasn't come to a revision yet."""
+        """Tell whether a member that follows hasn't come to a revision yet.
+
+        One that is new in the map has SILENT_S to be heard of.
+        """
         now_s = time.monotonic()
-        return any(
-            follower.revision < revision
-            and not follower.why
-            and now_s - follower.asked_s
-            < (SPREAD_S if follower.given > follower.revision else SILENT_S)
-            for follower in self._followers.values()
-        )
+        for shard in self._ownership.others():
+            follower = self._followers.get(shard.name)
+            if follower is None:
+                if now_s - self._awaited_since.setdefault(shard.name, now_s) < SILENT_S:
+                    return True
+            elif follower.revision < revision and not follower.why:
+                patience_s = SPREAD_S if follower.given > follower.revision else SILENT_S
+                if now_s - follower.asked_s < patience_s:
+                    return True
+        return False
 
     def _read(self, after: int) -> list[list[Any]]:
         with self._environment.snapshot() as snapshot:

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import os
 import shutil
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from mlpd.core.config import PluginsConfig, TrainingConfig
 from mlpd.core.specs import JobSpec
 from mlpd.core.time import Clock
+from mlpd.daemon.gathering import Gathering
 from mlpd.daemon.offline import offline_request
 from mlpd.daemon.plugins import Plugins
 from mlpd.daemon.process import Child
@@ -43,6 +44,8 @@ class Train:
         environment: Environment,
         state: CatalogState,
         publisher: Publisher,
+        gathering: Gathering,
+        spread: Callable[[], Awaitable[None]],
         paths: DataDirectory,
         config: TrainingConfig,
         plugins: PluginsConfig,
@@ -51,6 +54,8 @@ class Train:
         self._environment = environment
         self._state = state
         self._publisher = publisher
+        self._gathering = gathering
+        self._spread = spread
         self._paths = paths
         self._config = config
         self._plugins = plugins
@@ -75,7 +80,7 @@ class Train:
         job = self._state.catalog.definitions.job(run.job)
         version = await self._publisher.find(run, job) if run.attempt > 1 else None
         if version is not None:
-            return await _whole(self._publisher.finish(run, job, version))
+            return await _whole(self._published(self._publisher.finish(run, job, version)))
         async with self._folder(run.run_id) as out:
             return await self._train_in(out, run, job, told)
 
@@ -102,8 +107,14 @@ class Train:
         with self._environment.snapshot() as snapshot:
             through = snapshot.sequence
             catalog = self._state.read_catalog(snapshot)
+        closure = catalog.closures[job.service]
+        sources = {catalog.views[view].view.source for view in closure.view_features}
+        gathered = await self._gathering.gather(
+            catalog, {job.spine_source, *sources}, out / "events"
+        )
         request = {
             **offline_request(self._paths, catalog, through),
+            "gathered": gathered,
             "job": run.job,
             "run_id": run.run_id,
             "as_of_us": int(self._clock()),
@@ -113,10 +124,16 @@ class Train:
             "champion": await self._publisher.champion(job),
         }
         # What it publishes must find its features served, whatever is applied meanwhile.
-        with self._pin(run.run_id, catalog.closures[job.service].hash):
+        with self._pin(run.run_id, closure.hash):
             async with asyncio.timeout(self._config.timeout_us / 1e6):
                 trained = await self._train(request, self.log_path(run.run_id), told)
-            return await _whole(self._publisher.publish(run, job, trained, out))
+            return await _whole(self._published(self._publisher.publish(run, job, trained, out)))
+
+    async def _published(self, publishing: Coroutine[Any, Any, T]) -> T:
+        """Await what is published; the members that follow have it then."""
+        result = await publishing
+        await self._spread()
+        return result
 
     @contextmanager
     def _pin(self, run_id: str, service_hash: str) -> Iterator[None]:

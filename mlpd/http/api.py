@@ -8,7 +8,7 @@ from typing import Any
 from aiohttp import web
 
 from mlpd.core.errors import UnavailableError
-from mlpd.core.media import ARROW, FRAME_FORMATS, JSON, MSGPACK, OCTETS, SPINE_FILES
+from mlpd.core.media import ARROW, FRAME_FORMATS, JSON, MSGPACK, OCTETS, PARQUET, SPINE_FILES
 from mlpd.daemon.app import Daemon
 from mlpd.http import alerts as _alerts
 from mlpd.http import cluster as _cluster
@@ -327,6 +327,12 @@ def _build_cluster(daemon: Daemon) -> list[Route]:
             keeps_nothing=True,
         ),
         Route(*("GET", "/v1/registry/blobs/{digest}", "read", cluster.blob), produces=(OCTETS,)),
+        Route(
+            *("GET", "/v1/cluster/events/{source}", "read", cluster.events),
+            query=c.HOME,
+            produces=(PARQUET,),
+            keeps_nothing=True,
+        ),
         Route(
             *("POST", "/v1/cluster/parts", "admin", cluster.part, c.PART, c.GIVEN),
             keeps_nothing=True,

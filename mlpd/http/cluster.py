@@ -5,7 +5,7 @@ import asyncio
 from aiohttp import web
 
 from mlpd.core.errors import ValidationError
-from mlpd.core.media import OCTETS
+from mlpd.core.media import OCTETS, PARQUET
 from mlpd.core.routing import EPOCH_HEADER, ROUTING_HEADER, SLOTS_HEADER
 from mlpd.daemon.app import Daemon
 from mlpd.daemon.ownership import Ownership, Sender
@@ -83,13 +83,19 @@ STOP = Shape(
         "reason": Field("text", "How.", required=True),
     }
 )
+HOME = Shape(
+    {
+        "definitions": Field("text", "Digest of those of whoever asks.", required=True),
+        "epoch": Field("integer", "Of its map, 0 for none.", required=True),
+    }
+)
 PART = Shape(
     {
         "what": Field(
             "text",
             "Of what.",
             required=True,
-            choices=("performance", "drift", "experiment", "audit", "audit_run"),
+            choices=("performance", "drift", "experiment", "audit", "audit_run", "horizons"),
         ),
         "fields": Field("object", "Which: model, version, route, name or limit.", required=True),
     }
@@ -135,6 +141,17 @@ class ClusterHandlers:
             why=asked["why"] or "",
         )
         return await respond(request, found, large=bool(found["changes"]))
+
+    async def events(self, request: web.Request) -> web.StreamResponse:
+        """Return the events of a source that have their home on this shard, as a Parquet file.
+
+        Over all shards each event comes once.
+        """
+        asked = HOME.read_query(request.query)
+        source = request.match_info["source"]
+        gathering = self._daemon.gathering
+        async with gathering.written(source, asked["definitions"], asked["epoch"]) as file:
+            return await send_file(request, file, PARQUET, {})
 
     async def part(self, request: web.Request) -> web.Response:
         """Return this member's part of what all of them know: sums that add up, and audits."""

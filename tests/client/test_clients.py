@@ -114,6 +114,9 @@ CALLS: dict[str, Callable[[Any], Any]] = {
     ),
     "POST /v1/cluster/changes": lambda c: c.cluster.changes("0f", "b", 3, wait_s=1.0),
     "GET /v1/registry/blobs/sha256:ab": lambda c: c.cluster.blob("sha256:ab"),
+    "GET /v1/cluster/events/clicks": lambda c: c.cluster.home_events(
+        "clicks", definitions="ab", epoch=0
+    ),
     "POST /v1/cluster/parts": lambda c: c.cluster.part("performance", model="risk"),
     "POST /v1/cluster/stops": lambda c: c.cluster.stop_arm(
         "e", "b", guardrail="errors", reason="too many"

@@ -155,9 +155,9 @@ def test_old_maps_may_read_but_not_change(trio: Any, cluster_module: Any) -> Non
     assert trio.single.call("POST", "/v1/features/read", body, {"x-mlpd-epoch": "1"})[0] == 503
 
 
-def test_training_needs_all_events(trio: Any) -> None:
+def test_a_reproduction_needs_all_events(trio: Any) -> None:
     with Client(trio.shards[0].url) as client, pytest.raises(ConflictError) as refused:
-        client.runs.start("person")
+        client.models.reproduce("person", 1)
     assert refused.value.code == "several_shards"
 
 

@@ -137,6 +137,7 @@ _BY_WAY: Mapping[Way, tuple[str, ...]] = {
         "POST /v1/cluster/cells",
         "POST /v1/cluster/changes",
         "POST /v1/cluster/parts",
+        "GET /v1/cluster/events/{source}",
         "POST /v1/cluster/stops",
         "GET /v1/cluster/moves",
         *(
