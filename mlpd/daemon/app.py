@@ -199,6 +199,7 @@ class Daemon:
         self.parts = Parts(self.ownership.others, self.peers)
         trust = TrustPolicy(config.registry.trusted_keys)
         self.registry = Registry.open(self.environment, self.writer, paths.registry, trust)
+        self.registry.fence = self.shared.fence
         self._build_serving()
         self._build_watching()
         self._build_training()
@@ -240,9 +241,9 @@ class Daemon:
         self.shadows = ShadowRunner(busy=self._is_busy)
         features = FeaturePlaces(self.registry, lambda ref: self.versions.get(ref).vectorizer)
         self.experiments = Experiments(
-            self.environment, self.writer, features, self.parts, self.clock
+            *(self.environment, self.writer, features, self.parts, self.shared.fence), self.clock
         )
-        store = RouteStore(self.environment, self.writer)
+        store = RouteStore(self.environment, self.writer, self.shared.fence)
         self.routes = Routes(
             *(store, self.state, self.models, self.versions, self.experiments), self.clock
         )
@@ -477,6 +478,7 @@ class Daemon:
             self.runs,
             lambda: {name: mark.watermark_us for name, mark in sources().items()},
             lambda: self.shared.decides,
+            self.shared.fence,
             self.clock,
         )
 

@@ -16,6 +16,7 @@ from mlpd.core.errors import MlpdError
 from mlpd.core.time import Clock, format_time
 from mlpd.daemon.offline import offline_request
 from mlpd.daemon.parts import Parts
+from mlpd.daemon.peers import together
 from mlpd.daemon.predictions import PredictionLog
 from mlpd.daemon.process import Child
 from mlpd.daemon.state import CatalogState
@@ -86,8 +87,11 @@ class Audit:
     async def run_on_all(self, limit: int | None = None) -> dict[str, Any]:
         """Recompute logged predictions of all members, up to `limit` of each, at once."""
         asked = self._parts.others("audit_run", {"limit": limit}, timeout_s=RUN_S)
-        own, others = await asyncio.gather(self.run(limit), asked)
-        return merge_audits([own, *others])
+        found = await together(self._runs(limit), asked)
+        return merge_audits([audit for part in found for audit in part])
+
+    async def _runs(self, limit: int | None) -> list[dict[str, Any]]:
+        return [await self.run(limit)]
 
     def start(self) -> None:
         """Begin to audit what is served from now on."""

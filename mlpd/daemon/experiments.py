@@ -5,11 +5,11 @@ start from the prediction log and its labels, which are the truth.
 """
 
 import asyncio
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from mlpd.core.errors import ConflictError, NotFoundError, ValidationError
+from mlpd.core.errors import ConflictError, NotFoundError, UnavailableError, ValidationError
 from mlpd.core.hashing import definition_hash
 from mlpd.core.numbers import is_number
 from mlpd.core.time import Clock, format_time, span_us
@@ -63,9 +63,11 @@ class Experiments:
         writer: Writer,
         features: FeaturePlaces,
         parts: Parts,
+        fence: Callable[[WriteTransaction], None],
         clock: Clock,
     ) -> None:
         self._parts = parts
+        self._fence = fence
         parts.offer("experiment", self._give, name=str)
         self._environment = environment
         self._writer = writer
@@ -92,12 +94,25 @@ class Experiments:
         Raises NotFoundError, and as `Parts.others`.
         """
         live = self.find(name)
-        result = preference = None
         if live.spec.interleaving:
             preference = (await self._preference(live)).to_dict()
-        else:
-            merged = await self.merged(live)
-            result = await asyncio.to_thread(lambda: merged.result().to_dict())
+            return self._show(live, preference=preference)
+        merged = await self.merged(live)
+        return self._show(live, await asyncio.to_thread(lambda: merged.result().to_dict()))
+
+    async def _changed(self, name: str) -> dict[str, Any]:
+        """Return what `get` does; without a result where a member's part is missing."""
+        try:
+            return await self.get(name)
+        except UnavailableError:  # it is done all the same
+            return self._show(self.find(name))
+
+    def _show(
+        self,
+        live: LiveExperiment,
+        result: Mapping[str, Any] | None = None,
+        preference: Mapping[str, Any] | None = None,
+    ) -> dict[str, Any]:
         kept, now_us = live.kept, self._clock()
         return {
             "spec": kept.spec.to_dict(),
@@ -165,7 +180,7 @@ class Experiments:
                 event = Event(self._clock(), by, "weights", "", spec.weights)
                 if spec.weights != known.spec.weights:
                     await self._switch(known, known.kept.with_weights(spec.weights, event))
-        return await self.get(name)
+        return await self._changed(name)
 
     async def follow(self, names: Iterable[str]) -> None:
         """Go by what is stored of experiments now, whoever stored it; units stay as they are."""
@@ -269,7 +284,7 @@ class Experiments:
                     live.kept.check_cooling(alone, self._clock())
                 event = Event(self._clock(), by, "ended", why, live.spec.weights, arm)
                 await self._switch(live, live.kept.with_end(event))
-        return await self.get(name)
+        return await self._changed(name)
 
     def assign(self, name: str, given: Mapping[str, Any]) -> tuple[Assignment, str | None, int]:
         """Return (assignment, unit, phase index) of a request's fields; about 5 us."""
@@ -416,6 +431,7 @@ class Experiments:
         key, stored = kept.spec.name.encode(), kept.encode()
 
         def write(txn: WriteTransaction) -> None:
+            self._fence(txn)
             txn.put(Table.EXPERIMENTS, key, stored)
             note(txn, Table.EXPERIMENTS, key)
 

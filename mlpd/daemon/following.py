@@ -8,6 +8,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from itertools import groupby
 from typing import IO, Any
 
@@ -96,11 +97,12 @@ class Following:
         pause_s = RETRY_S
         while True:
             arbiter = self._shared.arbiter
-            if arbiter is None:
-                self.why = ""
-                await asyncio.sleep(ALONE_S)
-                continue
             try:
+                await self._shared.lead()
+                if arbiter is None:
+                    self.why = ""
+                    await asyncio.sleep(ALONE_S)
+                    continue
                 await self._mend()
                 await self._turn(arbiter, damaged)
                 self.why, pause_s = "", RETRY_S
@@ -167,8 +169,16 @@ class Following:
             for task in (asked, woken):
                 task.cancel()
             await asyncio.gather(asked, woken, return_exceptions=True)
-        if answer["changes"]:
-            await self._apply(position, [_change(row) for row in answer["changes"]])
+        leader = tuple(answer["leader"])
+        if leader < position.leader:
+            raise ConflictError(
+                f"shard {arbiter.name} shows the token {leader}, and there was {position.leader}",
+                code="old_leader",
+                hint="It was the arbiter before another one was, or is a copy of before: stop it.",
+            )
+        if answer["changes"] or leader != position.leader:
+            seen = replace(position, leader=leader)
+            await self._apply(seen, [_change(row) for row in answer["changes"]])
 
     async def _ask(self, arbiter: Shard, asks: Mapping[str, Any]) -> Any:
         call = arbiter.url, "POST", "/v1/cluster/changes"
@@ -187,15 +197,17 @@ class Following:
 
     async def _apply(self, position: Position, changes: Sequence[Change]) -> None:
         """Make changes this member's own, in order, and note how far it has come."""
-        version = position.definitions
+        version, revision = position.definitions, position.revision
         for table, group in groupby(changes, key=lambda change: change.table):
             found = list(group)
             if table is Table.DEFINITIONS:
                 version = await self._follow_definitions(found)
             else:
                 await self._applied[table](found)
-        await self._routes.refresh()
-        come = Position(position.cluster, changes[-1].revision, version)
+        if changes:
+            revision = changes[-1].revision
+            await self._routes.refresh()
+        come = replace(position, revision=revision, definitions=version)
         await self._writer.write(lambda txn: store_position(txn, come))
         self._moved.set()
 

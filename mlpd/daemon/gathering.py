@@ -16,7 +16,7 @@ from mlpd.core.shards import Shard
 from mlpd.daemon.offline import offline_request
 from mlpd.daemon.ownership import Ownership
 from mlpd.daemon.parts import Parts
-from mlpd.daemon.peers import Peers
+from mlpd.daemon.peers import Peers, together
 from mlpd.daemon.process import Child
 from mlpd.daemon.state import CatalogState
 from mlpd.features.catalog import Catalog
@@ -77,7 +77,7 @@ class Gathering:
         try:
             await asyncio.to_thread(self._paths.joins.mkdir, parents=True, exist_ok=True)
             await self._write(catalog, source, path)
-            file = await asyncio.to_thread(path.open, "rb")
+            file = path.open("rb")
         finally:
             await asyncio.to_thread(path.unlink, missing_ok=True)
         with file:
@@ -104,7 +104,7 @@ class Gathering:
             ]
             query = f"definitions={digest}&epoch={epoch}"
             fetched = (self._fetch(shard, source, query, path) for shard, path in others)
-            await asyncio.gather(self._write(catalog, source, own), *fetched)
+            await together(self._write(catalog, source, own), *fetched)
             named = {shard.name: path for shard, path in others}
             member = self._ownership.member
             named["" if member is None else member.shard] = own
@@ -145,7 +145,7 @@ class Gathering:
     async def _fetch(self, shard: Shard, source: str, query: str, path: Path) -> None:
         where = f"/v1/cluster/events/{source}?{query}"
         try:
-            with await asyncio.to_thread(path.open, "wb") as file:
+            with path.open("wb") as file:
                 await self._peers.fetch(shard.url, where, file, timeout_s=FETCH_S)
         except MlpdError as error:
             raise UnavailableError(

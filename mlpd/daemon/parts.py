@@ -5,14 +5,13 @@ served, sums over its units.  What is gathered are sums, so that they add up to 
 had served everything would have; docs/paths/follow.md says which.
 """
 
-import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from types import UnionType
 from typing import Any
 
 from mlpd.core.errors import InvalidRequestError, MlpdError, UnavailableError, ValidationError
 from mlpd.core.shards import Shard
-from mlpd.daemon.peers import Peers
+from mlpd.daemon.peers import Peers, together
 
 ASK_S = 30.0
 PATH = "/v1/cluster/parts"
@@ -71,7 +70,7 @@ class Parts:
         would pass for the whole.
         """
         asked = (self._ask(shard, what, fields, timeout_s) for shard in self._others())
-        return [*await asyncio.gather(*asked)]
+        return await together(*asked)
 
     async def _ask(
         self, shard: Shard, what: str, fields: Mapping[str, Any], timeout_s: float

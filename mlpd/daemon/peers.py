@@ -1,9 +1,12 @@
 """Peers: the other members of a cluster, as this daemon asks them; who can do it is passed in."""
 
-from collections.abc import Mapping
-from typing import IO, Any, Protocol
+import asyncio
+from collections.abc import Coroutine, Mapping
+from typing import IO, Any, Protocol, TypeVar
 
 from mlpd.core.errors import UnavailableError
+
+T = TypeVar("T")
 
 
 class Peers(Protocol):
@@ -66,3 +69,14 @@ class NoPeers:
 
 def _nobody(url: str) -> UnavailableError:
     return UnavailableError(f"this daemon can't reach {url}: it has no network", code="unreachable")
+
+
+async def together(*work: Coroutine[Any, Any, T]) -> list[T]:
+    """Return what all give, in order; if one fails the others are cancelled, and have ended."""
+    tasks = [asyncio.ensure_future(one) for one in work]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,6 +1,6 @@
 """The ROUTES table: routes as they serve, their history, and how far their canaries have come."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgpack
@@ -24,10 +24,15 @@ _VERSIONS_MAX = 1 << 32
 """A version is stored in four bytes."""
 
 
+Fence = Callable[[WriteTransaction], None]
+"""Raises in a transaction that may not change routes."""
+
+
 class RouteStore:
     """Keeps routes; a change, its history and its canary's beginning are one transaction."""
 
-    def __init__(self, environment: Environment, writer: Writer) -> None:
+    def __init__(self, environment: Environment, writer: Writer, fence: Fence) -> None:
+        self._fence = fence
         self._environment = environment
         self._writer = writer
 
@@ -87,6 +92,7 @@ class RouteStore:
         key = spec.name.encode()
 
         def write(txn: WriteTransaction) -> None:
+            self._fence(txn)
             txn.put(Table.ROUTES, _CURRENT + key, msgpack.packb(spec.to_dict()))
             _write_history(txn, old, spec, spec.version, by)
             if trial is None:
@@ -102,6 +108,7 @@ class RouteStore:
         """Remove a route and its trial; its history stays."""
 
         def write(txn: WriteTransaction) -> None:
+            self._fence(txn)
             for kind in (_TRIAL, _CURRENT):
                 txn.delete(Table.ROUTES, kind + old.name.encode())
                 note(txn, Table.ROUTES, kind + old.name.encode())

@@ -85,6 +85,7 @@ class JobScheduler:
         runs: Runs,
         watermarks: Watermarks,
         decides: Callable[[], bool],
+        fence: Callable[[WriteTransaction], None],
         clock: Clock,
     ) -> None:
         self._environment = environment
@@ -93,6 +94,7 @@ class JobScheduler:
         self._runs = runs
         self._watermarks = watermarks
         self._decides = decides
+        self._fence = fence
         self._clock = clock
         self._timer: Any = None
 
@@ -250,6 +252,7 @@ class JobScheduler:
         Where not all have, the position is that of the last one that has, and the others come at a
         later tick.  Nothing is done where the position is no longer `before`.
         """
+        self._fence(txn)
         key = job.encode()
         if txn.get(Table.JOBS, key) != before:
             return []

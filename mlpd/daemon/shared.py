@@ -17,6 +17,7 @@ from mlpd.daemon.state import CURRENT_KEY
 from mlpd.features.catalog import read_state
 from mlpd.storage.changes import Change, changes_after, load_position, newest_revision, note
 from mlpd.storage.environment import Environment
+from mlpd.storage.leader_store import LeaderStore, Lease, TableLeaderStore
 from mlpd.storage.tables import Table
 from mlpd.storage.transactions import WriteTransaction
 from mlpd.storage.writer import Writer
@@ -52,6 +53,8 @@ class Shared:
         self._environment = environment
         self._writer = writer
         self._ownership = ownership
+        self._leaders: LeaderStore = TableLeaderStore()
+        self._lease: Lease | None = None
         self._followers: dict[str, _Follower] = {}
         self._awaited_since: dict[str, float] = {}
         self.hindrance: Callable[[], str] = lambda: ""
@@ -69,6 +72,33 @@ class Shared:
     def decides(self) -> bool:
         """Whether changes of what is shared are made here."""
         return self.arbiter is None
+
+    async def lead(self) -> None:
+        """Take the lease if this daemon decides and has none of this map yet; else let it go."""
+        if not self.decides:
+            self._lease = None
+            return
+        epoch = self._ownership.epoch
+        if self._lease is None or self._lease.epoch < epoch:
+            self._lease = await self._writer.write(lambda txn: self._leaders.acquire(txn, epoch))
+
+    def fence(self, txn: WriteTransaction) -> None:
+        """Raise unless what members share may be changed here in this transaction.
+
+        ConflictError: `not_arbiter`, or `lease_lost` for who took the lease earlier than another.
+        """
+        if not self.decides:
+            raise ConflictError(
+                "the arbiter decides this for all members, and this one is not it",
+                code="not_arbiter",
+                hint="Ask over HTTP: any member hands it on.",
+            )
+        if self._lease is None or self._leaders.current(txn) != self._lease:
+            raise ConflictError(
+                "this daemon doesn't hold the lease of the arbiter",
+                code="lease_lost",
+                hint="Another daemon took it over; look at mlpd shard status.",
+            )
 
     def revision(self) -> int:
         """Return the revision of the newest change here; about 5 us."""
@@ -116,7 +146,8 @@ class Shared:
         found = await asyncio.to_thread(self._read, after) if newest > after else []
         given = found[-1][0] if found else after
         self._followers[shard] = _Follower(after, time.monotonic(), why, given)
-        return {"revision": newest, "changes": found}
+        leader = [0, 0] if self._lease is None else [*self._lease]
+        return {"revision": newest, "leader": leader, "changes": found}
 
     async def spread(self, revision: int) -> None:
         """Wait until all members that follow have come to a revision, SPREAD_S at most."""
@@ -152,9 +183,10 @@ class Shared:
         }
 
     async def adopt(self) -> None:
-        """Give revisions to what was there before there were any; at start."""
+        """Give revisions to what was there before there were any, and take the lease; at start."""
         if self.revision() == 0:
             await self._writer.write(_adopt)
+        await self.lead()
 
     def _check(self, cluster: str, shard: str) -> None:
         member = self._ownership.member

@@ -4,7 +4,6 @@ import asyncio
 import hashlib
 import tempfile
 from collections.abc import Awaitable, Callable, Sequence
-from pathlib import Path
 from typing import IO
 
 from mlpd.core.errors import ConflictError, InternalError, MlpdError, NotFoundError
@@ -81,7 +80,7 @@ class RegistryFollower:
         if await asyncio.to_thread(self._is_whole, digest, size_bytes):
             return 0
         folder = self._layout.root / ".mlpd" / "tmp"
-        with await asyncio.to_thread(_open_temporary, folder) as file:
+        with tempfile.TemporaryFile(dir=folder) as file:  # a cancelled thread would leave it open
             await fetch(digest, file)
             await asyncio.to_thread(_check, file, digest, size_bytes)
             await asyncio.to_thread(blobs.put, file)
@@ -113,10 +112,6 @@ class RegistryFollower:
 
         self._writer.write_blocking(write)
         export(self._env, self._layout, changes_only=True)
-
-
-def _open_temporary(folder: Path) -> IO[bytes]:
-    return tempfile.TemporaryFile(dir=folder)
 
 
 def _check(file: IO[bytes], digest: str, size_bytes: int) -> None:

@@ -53,7 +53,7 @@ from mlpd.registry.versions import (
     check_files,
 )
 from mlpd.storage.blobs import Blob, BlobStore
-from mlpd.storage.environment import Environment, Snapshot
+from mlpd.storage.environment import Environment, Snapshot, WriteTransaction
 from mlpd.storage.writer import Writer
 
 T = TypeVar("T")
@@ -78,6 +78,8 @@ class Registry:
         self._layout = layout
         self._store = VersionStore(layout.blobs)
         self._trust = trust
+        self.fence: Callable[[WriteTransaction], None] = lambda _: None
+        """Called in every transaction that changes something; raises where that isn't allowed."""
         self.mends: Callable[[ModelVersion], bool] = lambda _: False
         """Told of a version that is damaged; whether its files come anew, so that it stays as it
         is: in a registry that follows another one.  Called in threads."""
@@ -414,7 +416,11 @@ class Registry:
         )
 
     def _change(self, name: str, cause: Cause, verb: Callable[[Change], T]) -> T:
-        result = self._writer.write_blocking(lambda txn: verb(Change(txn, name, cause)))
+        def write(txn: WriteTransaction) -> T:
+            self.fence(txn)
+            return verb(Change(txn, name, cause))
+
+        result = self._writer.write_blocking(write)
         try:
             export(self._env, self._layout, changes_only=True)
             self.export_error = None

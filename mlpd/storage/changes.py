@@ -35,11 +35,13 @@ class Position:
     """How far a member of `cluster` has followed its arbiter.
 
     `definitions`: the arbiter's version of the definitions that it applied last, 0 for none.
+    `leader`: the greatest fencing token that an arbiter has shown.
     """
 
     cluster: str
     revision: int = 0
     definitions: int = 0
+    leader: tuple[int, int] = (0, 0)
 
 
 def note(txn: WriteTransaction, table: Table, key: bytes) -> None:
@@ -85,10 +87,14 @@ def _changes(reader: Reader, revision: int) -> Iterator[Change]:
 def load_position(reader: Reader) -> Position | None:
     """Return how far this member has followed, None if it never did."""
     stored = reader.get(Table.CHANGES, _POSITION)
-    return None if stored is None else Position(*msgpack.unpackb(stored))
+    if stored is None:
+        return None
+    cluster, revision, definitions, *leader = msgpack.unpackb(stored)
+    return Position(cluster, revision, definitions, (leader[0], leader[1]))
 
 
 def store_position(txn: WriteTransaction, position: Position) -> None:
     """Note how far this member has followed."""
-    packed = msgpack.packb([position.cluster, position.revision, position.definitions])
+    numbers = position.revision, position.definitions, *position.leader
+    packed = msgpack.packb([position.cluster, *numbers])
     txn.put(Table.CHANGES, _POSITION, packed)

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,11 @@ from mlpd.client import Client
 from mlpd.cluster.members import connections, survey
 from mlpd.core.errors import ConflictError, MlpdError
 from mlpd.daemon import shared
+from mlpd.daemon.app import Daemon
 from mlpd.registry import rows
 from mlpd.registry.layout import Layout
-from mlpd.registry.records import Event
+from mlpd.registry.records import Cause, Event
+from mlpd.storage.leader_store import Lease
 from tests.http import edge as edges
 
 pytestmark = pytest.mark.timeout(200)  # the first test starts the trio and trains
@@ -293,6 +296,83 @@ def test_an_event_that_is_another_one_here_is_refused_and_nothing_is_done(
         run_on(c, c.daemon.registry.follower().repeat(events))
     assert found.value.code == "members_differ"
     assert files_of(c) == before
+
+
+def test_only_the_arbiter_with_the_last_lease_changes_what_is_shared(
+    three: Any, archives: list[bytes], cluster_module: Any
+) -> None:
+    m = cluster_module
+    m.give_map(three)
+    a, _, c = three
+    with Client(c.url) as client:
+        client.apply(m.DOCUMENT)
+        client.models.adopt(archives[0])
+        client.experiments.put("ages", EXPERIMENT)
+        cause = Cause("somebody", "past the arbiter")
+        for work in (
+            c.daemon.registry.pin("person", 1, True, cause),
+            c.daemon.routes.put("person", {"service": "person", "arms": []}, by="somebody"),
+            c.daemon.experiments.end("ages", "a", by="somebody"),
+        ):
+            with pytest.raises(MlpdError) as refused:
+                run_on(c, work)
+            assert refused.value.code in ("not_arbiter", "invalid_route")
+        leases = a.daemon.shared
+        until(lambda: leases._lease.epoch == 1)
+        last = leases._lease
+        leases._lease = last._replace(term=last.term - 1)  # as if another had taken over meanwhile
+        try:
+            with pytest.raises(MlpdError) as lost:
+                client.models.pin("person", 1)
+            assert lost.value.code == "lease_lost"
+            until(lambda: "shows the token" in c.daemon.following.why)
+        finally:
+            leases._lease = last
+        until(lambda: not c.daemon.following.why)
+        client.models.pin("person", 1)
+        assert client.models.get("person")["pinned"] == [1]
+
+
+def test_schedules_run_at_the_arbiter_alone_and_a_lost_lease_queues_nothing(
+    tmp_path: Path,
+    transform_cache: Path,
+    cluster_module: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    m = cluster_module
+
+    async def nothing(_: Daemon) -> None:
+        """The test ticks."""
+
+    monkeypatch.setattr(Daemon, "_schedule", nothing)
+    job = replace(m.train, schedule="every 10 rows of sales")
+    document = m.build_document([o for o in m.OBJECTS if o is not m.train] + [job])
+    with m.serve_all(tmp_path, 3, transform_cache) as running:
+        made, (a, *others) = m.give_map(running), running
+        with Client(others[0].url) as client:
+            client.apply(document)
+            for edge in running:
+                assert run_on(edge, edge.daemon.scheduler.tick()) == []  # from now on
+            m.send_split(made, running, m.sale_columns(200))
+            for edge in others:
+                assert run_on(edge, edge.daemon.scheduler.tick()) == []
+            last = a.daemon.shared._lease
+            a.daemon.shared._lease = last._replace(term=last.term - 1)
+            assert run_on(a, a.daemon.scheduler.tick()) == []
+            a.daemon.shared._lease = last
+            (run,) = run_on(a, a.daemon.scheduler.tick())
+            assert [r["run_id"] for r in client.runs.list()["runs"]] == [run.run_id]
+            client.runs.cancel(run.run_id)
+
+
+def test_every_start_takes_the_lease_with_a_greater_token(
+    tmp_path: Path, transform_cache: Path
+) -> None:
+    found = []
+    for _ in range(3):
+        with serving(tmp_path / "d", transform_cache) as edge:
+            found.append(edge.daemon.shared._lease)
+    assert found == [Lease(0, 1), Lease(0, 2), Lease(0, 3)]
 
 
 def run_on(edge: Any, work: Any) -> Any:

@@ -158,6 +158,9 @@ def test_what_lacks_a_member_is_refused(
                 client.experiments.get("ages")
             assert (missing.value.code, missing.value.details["shard"]) == ("part_missing", "c")
             assert client.experiments.history("ages")["events"]
+            arms = {"a": 3.0, "b": 1.0}
+            changed = client.experiments.put("ages", {**EXPERIMENT, "arms": arms})
+            assert (len(changed["phases"]), changed["result"]) == (2, None)
 
 
 def asked(what: str, **fields: Any) -> dict[str, Any]:

@@ -134,7 +134,10 @@ def rebuilt(edge: Any) -> Experiments:
     flush_predictions(edge)
     daemon, loop = edge.daemon, edge.loop
     places = FeaturePlaces(daemon.registry, {}.__getitem__)
-    found = Experiments(daemon.environment, daemon.writer, places, daemon.parts, daemon.clock)
+    found = Experiments(
+        *(daemon.environment, daemon.writer, places, daemon.parts, daemon.shared.fence),
+        daemon.clock,
+    )
     outcomes = Outcomes(PerformanceTable(), found)
     asyncio.run_coroutine_threadsafe(outcomes.rebuild(daemon.environment), loop).result(30)
     by_unit = UnitOutcomes(found, daemon.environment, daemon.writer)
