@@ -26,6 +26,7 @@ from bench.options import Options
 from bench.overload import overloads
 from bench.paced import paced
 from bench.scaling import scaling
+from bench.replica import replica
 from bench.serving import ingest, predict, read
 from bench.serving_peers import serving
 from bench.start import start
@@ -57,6 +58,7 @@ SCENARIOS: dict[str, Callable[[Options], dict[str, Case]]] = {
     "cluster": cluster,
     "scaling": scaling,
     "moving": moving,
+    "replica": replica,
     "metrics": metrics,
     "labels": labels,
     "feast": feast,

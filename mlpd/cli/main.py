@@ -37,7 +37,7 @@ SECTIONS = {
         "alerts": Lazy("mlpd.cli.alerts:alerts", "List alerts, silence them, try the sinks."),
     },
     "Cluster": {
-        "shard": Lazy("mlpd.cli.moving:shard", "Split the keys over several daemons."),
+        "shard": Lazy("mlpd.cli.replica:shard", "Split the keys over several daemons."),
         "router": Lazy("mlpd.cli.router:router", "Answer for all shards at one address."),
     },
     "Data": {

@@ -66,18 +66,20 @@ def list_shards(session: Session) -> None:
 @shard.command()
 @connected
 def status(session: Session) -> None:
-    """Ask every shard which map it goes by, and what moves.
+    """Ask every shard and follower how it is, and what moves.
 
-    Exits with 1 if one of them isn't ok.
+    Which map it goes by, how far it is.  Exits with 1 if one of the shards isn't ok.
     """
     from mlpd.cluster.members import connections, fetch_map, survey
     from mlpd.cluster.moving import pending
+    from mlpd.cluster.replica.listing import survey_replicas
 
     known = fetch_map(session.client, session.url)
     with connections("mlpd shard status") as connect:
         newest, members = survey(known, connect)
         down = {member.url for member in members if member.state == "no answer"}
         begun = list(pending(newest, connect, down))
+        replicas = survey_replicas(newest, connect)
     answer = {
         "cluster": newest.cluster,
         "epoch": newest.epoch,
@@ -88,6 +90,7 @@ def status(session: Session) -> None:
             {"from": one.source, "to": one.target, "slots": one.slots, "state": one.state}
             for one in begun
         ],
+        "replicas": replicas,
     }
     session.show(answer, _print_status)
     if any(member.state != "ok" for member in members):
@@ -139,6 +142,10 @@ def _print_status(answer: dict[str, Any]) -> None:
     if answer["moves"]:
         print_lines("", "Under way:")
         print_table([*answer["moves"][0]], [[*move.values()] for move in answer["moves"]])
+    if answer["replicas"]:
+        print_lines("", "Followers:")
+        names = ("shard", "url", "role", "sequence", "lag_rows", "staleness_ms", "why")
+        print_table(names, [[replica[name] for name in names] for replica in answer["replicas"]])
 
 
 def _count(number: int, what: str) -> str:

@@ -74,6 +74,11 @@ class Tailing:
             return snapshot.head
 
     @property
+    def now_s(self) -> float:
+        """The moment, in seconds on the clock that staleness is measured by."""
+        return self._monotonic()
+
+    @property
     def staleness_s(self) -> float:
         """Seconds since it is known that everything was here; infinite if it never was."""
         return float("inf") if self._fresh_s is None else self._monotonic() - self._fresh_s

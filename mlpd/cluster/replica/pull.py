@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import time
 from typing import Any
 
 from mlpd.client import AsyncClient
@@ -58,7 +57,7 @@ class Puller:
         ticket = self._ticket if self._lease_us else None
         if ticket is not None:
             await roles.ask(self._lease_us)
-        asked_s = time.monotonic()
+        asked_s = tailing.now_s
         answer = await client.cluster.feed(
             tailing.head.text, follower=self._own_url, ticket=ticket, wait=self._wait
         )
