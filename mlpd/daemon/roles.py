@@ -48,6 +48,8 @@ class Roles:
         self.is_resting = not self.is_owner
         """Whether the daemon was started as something else than an owner."""
         self._closing = False
+        self._halted: Role | None = None
+        """While this daemon is being fenced: what it is until then."""
         self._lock = asyncio.Lock()
 
     @property
@@ -58,7 +60,7 @@ class Roles:
     @property
     def is_open(self) -> bool:
         """Whether it answers everything."""
-        return self.role.name == "owner" and not self._closing
+        return self.role.name == "owner" and not self._closing and self._halted is None
 
     def replicas(self) -> tuple[str, ...]:
         """Return the URLs of the shard's followers, as the map has them."""
@@ -71,8 +73,8 @@ class Roles:
         One that was promoted writes nothing before it has started anew: its commits belong into the
         feed.
         """
-        if not self.is_owner or self.is_resting:
-            raise refusal(self.role)
+        if not self.is_owner or self.is_resting or self._halted is not None:
+            raise refusal(self._halted or self.role)
         if not self.lease.holds(self.replicas(), self._monotonic()):
             raise _lease_lost("nothing was written")
 
@@ -143,9 +145,13 @@ class Roles:
                 )
             if token is not None:
                 self._check_decides(new, member.shard_map.epoch, token)
-            await asyncio.to_thread(store, new)
-            await self._become(Role("fenced", url))
-            await self.barrier()
+            self._halted = Role("paused", url)
+            try:
+                await self.barrier()  # nothing is acknowledged by the new map
+                await asyncio.to_thread(store, new)
+                await self._become(Role("fenced", url))
+            finally:
+                self._halted = None
             self.changed.set()
 
     def _check_decides(self, new: ShardMap, epoch: int, token: str) -> None:
@@ -182,7 +188,7 @@ class Roles:
 
         `since`: the newest sequence here.  `lost`: the former one may still write, as far as
         anybody knows; so only a follower that stands, and whose promise is over: ConflictError(
-        code="lease_runs") else.
+        code="lease_runs") else.  And `newer_owner` if it has heard of another owner than its map.
         """
         async with self._lock:
             member = self.member()
@@ -197,6 +203,13 @@ class Roles:
                     code="lease_runs",
                     hint="Wait for that; mlpd shard promote does.",
                     details={"wait_s": left_s},
+                )
+            named = member.shard_map.shard(member.shard).url
+            if lost and named not in (self.role.url, new.shard(member.shard).url):
+                raise ConflictError(
+                    f"{self.role.url} took the place of {named}, by a map that isn't here yet",
+                    code="newer_owner",
+                    hint=f"Ask who has it: mlpd shard promote --url {named}.",
                 )
             await asyncio.to_thread(store, new)
             await self._become(Role("owner", fence=(self.role.url,), since=since))

@@ -23,7 +23,9 @@ CATCH_UP_S = 30.0
 """How long an owner stays paused for its follower; then it is opened again."""
 READY_S = 60.0
 LOST_EPOCHS = 1_000
-"""How far the epoch jumps if the arbiter is lost: it may have set some that nobody heard of."""
+"""How far the epoch jumps at least if the arbiter is lost: it may have set some that nobody heard
+of.  And then by chance up to as much: of two followers that are promoted in a network that is cut
+in two, one has the newer map, and the other hears of it."""
 
 
 _token = partial(secrets.token_hex, 8)
@@ -100,13 +102,19 @@ def run_steps(steps: Steps[T], connect: Connect) -> T:
 
 
 def plan_promotion(
-    known: ShardMap, shard: str, *, to: str | None = None, lost: bool = False
+    known: ShardMap,
+    shard: str,
+    *,
+    to: str | None = None,
+    lost: bool = False,
+    draw: Callable[[int], int] = secrets.randbelow,
 ) -> Steps[Plan]:
     """Return the plan; changes nothing.
 
-    `to`: URL of a follower; by default the one that has most.  Raises NotFoundError:
-    `unknown_shard`, `no_replica`, `unknown_replica`; ConflictError: `owner_answers` for one that
-    is said to be lost, `owner_unavailable` for one that isn't.
+    `draw`: a number below another one, by chance.  `to`: URL of a follower; by default the one that
+    has most.  Raises NotFoundError: `unknown_shard`, `no_replica`,
+    `unknown_replica`; ConflictError: `owner_answers` for one that is said to be lost,
+    `owner_unavailable` for one that isn't.
     """
     current = yield from newest_map(known, shard)
     found = current.shard(shard)
@@ -137,21 +145,27 @@ def plan_promotion(
     stale_ms = role["staleness_ms"]
     return Plan(
         *(shard, found.url, follower, current),
-        promoted_map(current, shard, follower, lost=lost),
+        promoted_map(current, shard, follower, lost=lost, jump=draw(LOST_EPOCHS)),
         *(lost, False, role["lag_rows"]),
         None if stale_ms is None else stale_ms / 1e3,
     )
 
 
-def promoted_map(current: ShardMap, shard: str, follower: str, *, lost: bool) -> ShardMap:
-    """Return the map with a follower in its owner's place, which becomes a follower if it lives."""
+def promoted_map(
+    current: ShardMap, shard: str, follower: str, *, lost: bool, jump: int = 0
+) -> ShardMap:
+    """Return the map with a follower in its owner's place, which becomes a follower if it lives.
+
+    `jump`: by how much more than one the epoch grows, beside `LOST_EPOCHS`, if it decided on maps.
+    """
     found = current.shard(shard)
     replicas = [url for url in found.replicas if url != follower]
     after = Shard(shard, follower, tuple(replicas if lost else [*replicas, found.url]))
     shards = [after if one == found else one for one in current.shards]
     new = current.next(shards, current.owners)
-    jump = LOST_EPOCHS if lost and current.arbiter == found else 0
-    return replace(new, epoch=new.epoch + jump)
+    if lost and current.arbiter == found:
+        return replace(new, epoch=new.epoch + LOST_EPOCHS + jump)
+    return new
 
 
 def carry_out(
