@@ -25,8 +25,8 @@ from bench.moving import moving
 from bench.options import Options
 from bench.overload import overloads
 from bench.paced import paced
-from bench.scaling import scaling
 from bench.replica import replica
+from bench.scaling import scaling
 from bench.serving import ingest, predict, read
 from bench.serving_peers import serving
 from bench.start import start
