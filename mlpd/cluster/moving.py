@@ -29,7 +29,7 @@ TAIL_ROWS = 200
 HOPELESS = frozenset(
     (
         *("checksum_differs", "definitions_changed", "experiments_differ"),
-        *("several_entities", "too_many_rows"),
+        "too_many_rows",
     )
 )
 """What is found out in the pause and doesn't pass: the move is cancelled."""

@@ -32,11 +32,12 @@ from mlpd.daemon.moved_rows import FEATURES, SERVED, holds_any, remove_rows
 from mlpd.daemon.ownership import Ownership
 from mlpd.daemon.part import Moves
 from mlpd.daemon.recount import Recount
+from mlpd.daemon.routing import concerned_by
 from mlpd.daemon.served_left import note_left
 from mlpd.daemon.state import CatalogState
 from mlpd.daemon.took_predictions import Mapped, map_rows, remove_outcomes, store_rows
 from mlpd.features.catalog import Catalog
-from mlpd.features.event_ids import remember_ids
+from mlpd.features.event_ids import add_sequences, remember_ids
 from mlpd.features.ingest import apply_batch, conform
 from mlpd.features.stamps import Stamps
 from mlpd.features.tombstones import concat_events
@@ -346,7 +347,11 @@ def _append(
     """Append a record under new sequences, known as it was; remember its events' ids."""
     source = catalog.definitions.sources.get(record.source)
     if source is not None and source.event_id is not None:
-        remember_ids(txn, source, conform(columns, source.schema, record.count))
+        whole = conform(columns, source.schema, record.count)
+        if len(concerned_by(catalog, record.source)) > 1:
+            add_sequences(txn, source, whole, int(txn.sequence) + 1)
+        else:
+            remember_ids(txn, source, whole)
     return append(
         txn,
         kind=RecordKind.EVENTS,

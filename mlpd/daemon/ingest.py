@@ -1,7 +1,7 @@
 """Verb ingest: batches of events into the log, the rows and the tiles, in one transaction."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,11 +10,14 @@ import numpy as np
 
 from mlpd.core.columns import Columns
 from mlpd.core.errors import ConflictError, InvalidRequestError
+from mlpd.core.hashing import SLOTS
+from mlpd.core.routing import NO_SLOT, Entities
 from mlpd.core.time import DAY_US
 from mlpd.daemon.ownership import Checked, Ownership
+from mlpd.daemon.routing import concerned_by, concerned_slots
 from mlpd.daemon.state import CatalogState
 from mlpd.features.catalog import Catalog, ViewPlan
-from mlpd.features.event_ids import take_new
+from mlpd.features.event_ids import add_sequences, take_new, take_rows
 from mlpd.features.ingest import Batch, apply_batch, clamp_to_arrival, conform
 from mlpd.features.stamps import Stamps
 from mlpd.features.tombstones import concat_events
@@ -30,6 +33,7 @@ from mlpd.storage.writer import Writer
 IDEMPOTENCY_US = DAY_US
 """How long an Idempotency-Key is remembered at least."""
 
+_ALL = b"\x01" * SLOTS
 _EXPIRED_PER_WRITE = 4
 """Expired keys removed per stored one: the table shrinks faster than it grows."""
 
@@ -158,12 +162,68 @@ class Ingest:
                 code="definitions_changed",
                 hint="Send the request again.",
             )
-        new = None if batch.source.event_id is None else take_new(txn, batch.source, batch.columns)
+        if batch.source.event_id is None:
+            return Stored(batch, self._append(txn, catalog, batch, only), 0)
+        entities = concerned_by(catalog, batch.source.name)
+        if len(entities) > 1:
+            return self._write_once(txn, catalog, batch, entities, only)
+        new = take_new(txn, batch.source, batch.columns)
         if new is None:
             return Stored(batch, self._append(txn, catalog, batch, only), 0)
         fresh = batch.take(new)
         clamped = self._append(txn, catalog, fresh, only) if fresh.rows else 0
         return Stored(fresh, clamped, batch.rows - fresh.rows)
+
+    def _write_once(
+        self,
+        txn: WriteTransaction,
+        catalog: Catalog,
+        batch: Batch,
+        entities: Entities,
+        only: bytes | None,
+    ) -> Stored:
+        """Store each event once for each of its slots here.
+
+        An event may have come for some of them alone: its sender lost the shard of the others, and
+        these have moved here since.  It is stored for those that it lacks.
+        """
+        source, first = batch.source, int(txn.sequence) + 1
+        rows = take_rows(txn, source, batch.columns, first)
+        fresh = batch.take(rows.new)
+        clamped = self._append(txn, catalog, fresh, only) if fresh.rows else 0
+        stored = [rows.new]
+        lacking = self._lacking(txn, batch, entities, rows.known, only)
+        for slots, numbers in lacking.items():
+            part = batch.take(np.array(numbers, np.int64))
+            add_sequences(txn, source, part.columns, int(txn.sequence) + 1)
+            clamped += self._append(txn, catalog, part, flags_of(slots))
+            stored.append(np.array(numbers, np.int64))
+        kept = batch.take(np.sort(np.concatenate(stored)))
+        return Stored(kept, clamped, batch.rows - kept.rows)
+
+    def _lacking(
+        self,
+        txn: WriteTransaction,
+        batch: Batch,
+        entities: Entities,
+        known: Mapping[int, tuple[int, ...]],
+        only: bytes | None,
+    ) -> dict[tuple[int, ...], list[int]]:
+        """Return rows whose id came, by the slots here that they have not come for."""
+        lineage = load_lineage(txn) if known else None
+        if lineage is None:
+            return {}
+        owned = self._ownership.flags or _ALL
+        if only is not None:
+            owned = _owned_of(txn, owned, only)
+        concerned = concerned_slots(batch.source.name, entities, batch.columns, batch.rows)
+        found: dict[tuple[int, ...], list[int]] = {}
+        for row, sequences in sorted(known.items()):
+            slots = {int(s) for s in concerned[:, row] if s != NO_SLOT and owned[s]}
+            lacks = tuple(sorted(s for s in slots if not lineage.has(s, sequences)))
+            if lacks:
+                found.setdefault(lacks, []).append(row)
+        return found
 
     def _append(
         self, txn: WriteTransaction, catalog: Catalog, batch: Batch, only: bytes | None

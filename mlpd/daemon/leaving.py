@@ -43,7 +43,6 @@ from mlpd.daemon.part import Moves
 from mlpd.daemon.predictions import PredictionLog
 from mlpd.daemon.process import Child
 from mlpd.daemon.recount import Recount
-from mlpd.daemon.routing import concerned_by
 from mlpd.daemon.served_files import load_files
 from mlpd.daemon.served_left import note_left
 from mlpd.daemon.state import CatalogState
@@ -128,7 +127,6 @@ class Departures:
         with self._environment.snapshot() as snapshot:
             catalog = self._state.read_catalog(snapshot)
             lineage = load_lineage(snapshot)
-            _check_movable(catalog)
         rows = await asyncio.to_thread(count_rows, self._environment, slots)
         if max(rows.values(), default=0) > LOADED_ROWS_MAX:
             raise too_many_rows()
@@ -154,7 +152,7 @@ class Departures:
         """Begin to copy slots to a shard.
 
         Raises ConflictError: `move_under_way`, `not_owned`, `no_cluster`, `mixed_origins`,
-        `several_entities`; NotFoundError(code="unknown_shard").
+        NotFoundError(code="unknown_shard").
         """
         slots = parse_runs(text)
         self._check_owned(slots)
@@ -173,7 +171,6 @@ class Departures:
                 raise under_way("leave", found.slots, f"for {found.shard}")
             self._check_owned(slots)
             catalog = self._state.catalog_in(txn)
-            _check_movable(catalog)
             lineage = load_lineage(txn)
             if lineage is not None and len(lineage.origins(slots)) > 1:
                 raise ConflictError(
@@ -208,7 +205,6 @@ class Departures:
             if state != "cancelling":
                 catalog = self._state.catalog_in(txn)
                 check_definitions(found.definitions, catalog)
-                _check_movable(catalog)
             sequence = int(txn.sequence) if state == "paused" else found.sequence
             self._note(txn, replace(found, state=state, sequence=sequence))
 
@@ -467,17 +463,6 @@ def move_done() -> ConflictError:
         code="move_done",
         hint="Finish it by the same mlpd shard move.",
     )
-
-
-def _check_movable(catalog: Catalog) -> None:
-    """Raise ConflictError(code="several_entities")."""
-    for name, source in catalog.definitions.sources.items():
-        if source.event_id is not None and len(concerned_by(catalog, name)) > 1:
-            raise ConflictError(
-                f"events of source {name!r} have ids and concern several entities",
-                code="several_entities",
-                hint="Their ids are not known by slot; docs/decisions/moving-slots.md says more.",
-            )
 
 
 def _parts(group: Sequence[int], rows: dict[int, int], served: dict[int, int]) -> list[list[int]]:

@@ -47,6 +47,49 @@ def missing_ids(source: SourceSpec, columns: Mapping[str, Column]) -> NDArray[np
     return missing
 
 
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Rows of a batch by what their ids say, ascending int64 numbers.
+
+    `new`: those whose id never came.  `known`: those whose id came, the first of each in the batch,
+    with the sequences of the rows that had it, empty where none was noted.
+    """
+
+    new: NDArray[np.int64]
+    known: Mapping[int, tuple[int, ...]]
+
+
+def take_rows(txn: WriteTransaction, source: SourceSpec, columns: Columns, first: int) -> Rows:
+    """Remember the ids of a batch, of a source whose events concern several entities.
+
+    As `take_new`, but each id has the sequence of its row with it: the new rows are to be appended
+    from `first` on, in their order.
+    """
+    assert source.event_id is not None
+    ids = encode_ids(columns[source.event_id])
+    first_rows = {value: row for row, value in reversed([*enumerate(ids)])}
+    buckets = _live(txn, source)
+    seen = _sequences(txn, buckets, sorted(first_rows), txn.known_us - source.event_id_retention_us)
+    new = np.sort(np.array([r for v, r in first_rows.items() if v not in seen], np.int64))
+    places = {ids[row]: (first + place,) for place, row in enumerate(new.tolist())}
+    _remember(txn, _current(txn, source, buckets), places)
+    return Rows(new, {first_rows[value]: found for value, found in seen.items()})
+
+
+def add_sequences(txn: WriteTransaction, source: SourceSpec, columns: Columns, first: int) -> None:
+    """Note one more row for each id: a batch that was appended from sequence `first` on."""
+    assert source.event_id is not None
+    buckets, ids = _live(txn, source), encode_ids(columns[source.event_id])
+    seen = _sequences(txn, buckets, sorted({*ids}), txn.known_us - source.event_id_retention_us)
+    places: dict[bytes, tuple[int, ...]] = {}
+    for place, value in enumerate(ids, start=first):
+        if value in seen and not seen[value]:
+            places[value] = ()  # of before sequences were noted: it counts as all that was here
+        else:
+            places[value] = (*places.get(value, seen.get(value, ())), place)
+    _remember(txn, _current(txn, source, buckets), places)
+
+
 def take_new(
     txn: WriteTransaction, source: SourceSpec, columns: Columns
 ) -> NDArray[np.int64] | None:
@@ -60,11 +103,11 @@ def take_new(
     ids = encode_ids(columns[source.event_id])
     first_rows = {value: row for row, value in reversed([*enumerate(ids)])}
     oldest_us = txn.known_us - source.event_id_retention_us
-    buckets = [b for b in find_buckets(txn, source.name) if b.end_us > oldest_us]
+    buckets = _live(txn, source)
     wanted = sorted(first_rows)  # neighbours in the order of keys share pages
     for bucket in reversed(buckets):
         wanted = _unseen(txn, bucket, wanted, oldest_us)
-    _remember(txn, _current(txn, source, buckets), wanted)
+    _remember(txn, _current(txn, source, buckets), dict.fromkeys(wanted, ()))
     if len(wanted) == len(ids):
         return None
     return np.sort(np.array([first_rows[value] for value in wanted], np.int64))
@@ -73,10 +116,8 @@ def take_new(
 def remember_ids(txn: WriteTransaction, source: SourceSpec, columns: Columns) -> None:
     """Remember the ids of events that came to another shard before, as if they came now."""
     assert source.event_id is not None
-    oldest_us = txn.known_us - source.event_id_retention_us
-    buckets = [b for b in find_buckets(txn, source.name) if b.end_us > oldest_us]
-    ids = sorted(set(encode_ids(columns[source.event_id])))
-    _remember(txn, _current(txn, source, buckets), ids)
+    ids = set(encode_ids(columns[source.event_id]))
+    _remember(txn, _current(txn, source, _live(txn, source)), dict.fromkeys(ids, ()))
 
 
 def encode_ids(column: Column) -> list[bytes]:
@@ -140,7 +181,9 @@ def decode_seen(key: bytes, value: bytes) -> tuple[bytes, int]:
     """Return (id, empty for a bucket's own row; its time) of a row of the table; for fsck."""
     if not _HEAD_BYTES <= len(key) <= _HEAD_BYTES + ID_BYTES_MAX + 1:
         raise InternalError(f"an event id has a key of {len(key)} bytes")
-    return key[_HEAD_BYTES:], _TIME.unpack(value)[0]
+    if len(value) % _TIME.size:
+        raise InternalError(f"an event id has a value of {len(value)} bytes")
+    return key[_HEAD_BYTES:], _TIME.unpack_from(value)[0]
 
 
 def _unseen(txn: WriteTransaction, bucket: Bucket, ids: list[bytes], oldest_us: int) -> list[bytes]:
@@ -149,8 +192,28 @@ def _unseen(txn: WriteTransaction, bucket: Bucket, ids: list[bytes], oldest_us: 
     return [
         value
         for value, seen in zip(ids, values, strict=True)
-        if seen is None or _TIME.unpack(seen)[0] < oldest_us
+        if seen is None or _TIME.unpack_from(seen)[0] < oldest_us
     ]
+
+
+def _live(txn: WriteTransaction, source: SourceSpec) -> list[Bucket]:
+    """Return the buckets whose ids may count, the oldest first."""
+    oldest_us = txn.known_us - source.event_id_retention_us
+    return [b for b in find_buckets(txn, source.name) if b.end_us > oldest_us]
+
+
+def _sequences(
+    txn: WriteTransaction, buckets: list[Bucket], ids: list[bytes], oldest_us: int
+) -> dict[bytes, tuple[int, ...]]:
+    """Return the sequences noted for the ids that came, of all buckets together."""
+    found: dict[bytes, tuple[int, ...]] = {}
+    for bucket in buckets:
+        values = txn.get_many(_TABLE, [bucket.head + value for value in ids])
+        for value, seen in zip(ids, values, strict=True):
+            if seen is not None and _TIME.unpack_from(seen)[0] >= oldest_us:
+                sequences = np.frombuffer(seen, "<i8", offset=_TIME.size).tolist()
+                found[value] = tuple(dict.fromkeys((*found.get(value, ()), *sequences)))
+    return found
 
 
 def _current(txn: WriteTransaction, source: SourceSpec, buckets: list[Bucket]) -> Bucket:
@@ -165,9 +228,11 @@ def _current(txn: WriteTransaction, source: SourceSpec, buckets: list[Bucket]) -
     return Bucket(head, now_us, now_us + width_us)
 
 
-def _remember(txn: WriteTransaction, bucket: Bucket, ids: list[bytes]) -> None:
+def _remember(txn: WriteTransaction, bucket: Bucket, ids: Mapping[bytes, tuple[int, ...]]) -> None:
+    """Store ids with the sequences of their rows; neighbours in the order of keys share pages."""
     now = _TIME.pack(txn.known_us)
-    txn.put_many(_TABLE, [(bucket.head + value, now) for value in ids])
+    rows = ((v, now + b"".join(map(_TIME.pack, ids[v])) if ids[v] else now) for v in sorted(ids))
+    txn.put_many(_TABLE, [(bucket.head + value, row) for value, row in rows])
 
 
 def _tag(source: str) -> bytes:

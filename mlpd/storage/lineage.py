@@ -5,7 +5,7 @@ by sequence and slot alone; docs/decisions/moving-slots.md says why, docs/format
 bytes.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import msgpack
@@ -114,6 +114,16 @@ class Lineage:
         """Tell where a number of this log tells all that a slot had seen: not before it came."""
         answer: NDArray[np.bool_] = self._live_from[slots] <= sequences
         return answer
+
+    def has(self, slot: int, sequences: Sequence[int]) -> bool:
+        """Tell whether one of an event's rows counts for a slot.
+
+        Without a sequence: whether what was here from the beginning does.
+        """
+        if not sequences:
+            return not self._live_from[slot]
+        rows = np.array(sequences, np.int64)
+        return bool(self.counts(np.full(len(rows), slot), rows).any())
 
     def came_by(self, slots: Int64s) -> Int64s:
         """Return the number of the import by which each slot came last, 0 where by none."""

@@ -1,26 +1,30 @@
 """`mlpd shard move` and its kin on real daemons: says what it does; refuses before it moves."""
 
 import json
+import random
 import shutil
 import time
-from collections import namedtuple
+from collections import Counter, namedtuple
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
 
-from mlpd import Aggregate, Source, WindowView
+from mlpd import Aggregate, FeatureService, Source, WindowView
 from mlpd.cli.main import main
 from mlpd.client import Client
 from mlpd.client.operations import Cluster
 from mlpd.core.definitions import build_document
 from mlpd.core.errors import ConflictError, NotFoundError
 from mlpd.core.hashing import slot_of
+from mlpd.core.keys import encode_texts
 from mlpd.core.shards import Shard, ShardMap
 from mlpd.daemon import leaving
 from mlpd.storage.tables import Table
 from tests.cluster import moving as t
+from tests.cluster.test_moving import check_deep
+from tests.conftest import PROFILE
 
 pytestmark = pytest.mark.timeout(300)
 Run = Callable[..., Result]
@@ -267,19 +271,63 @@ def test_ids_of_moved_events_are_known_at_the_new_owner(
         assert (again["accepted"], again["duplicates"]) == (0, 1)
 
 
-def test_ids_of_events_of_several_entities_are_not_known_by_slot(
-    three: Any, cluster_module: Any, mlpd: Run
+def test_ids_of_events_of_several_entities_are_known_by_slot(
+    three: Any, cluster_module: Any
 ) -> None:
-    cluster_module.give_map(three[:2])
-    ids = Source("ids", timestamp="at", event_id="n", schema=t.sales.schema)
+    """Senders lose shards, slots move, and all is sent again: each event counts once for each."""
+    made = cluster_module.give_map(three)
+    urls = [edge.url for edge in three]
     views = [
-        WindowView(f"of_{e.name}", e, ids, ["1d"], [Aggregate.count()]) for e in (t.user, t.shop)
+        WindowView(f"by_{e.name}", e, IDS, ["1d"], [Aggregate.count()]) for e in (t.user, t.shop)
     ]
-    for edge in three[:2]:
-        with Client(edge.url) as client:
-            client.apply(build_document([t.user, t.shop, ids, *views]))
-    refused = mlpd("shard", "move", "0-9", "--to", "b", "--yes")
-    assert (refused.exit_code, "[several_entities]" in refused.output) == (1, True)
+    services = [FeatureService(f"{view.entity.name}s", [view]) for view in views]
+    for url in urls:
+        with Client(url) as client:
+            client.apply(build_document([t.user, t.shop, IDS, *views, *services]))
+    rng = random.Random(PROFILE)
+    now_us = time.time_ns() // 1000
+    events = [
+        {"at": now_us, "n": n, "user": rng.choice(t.USERS[:9]), "shop": rng.choice(t.SHOPS[:9])}
+        for n in range(90)
+    ]
+    events += [{"at": now_us, "n": n, "shop": t.SHOPS[0]} for n in range(90, 95)]
+    for _ in range(3):
+        by_shard: dict[str, list[Any]] = {}
+        for event in rng.sample(events, 40):
+            owners = {made.owner(slot).name for slot in slots_of(event)}
+            for name in rng.sample(sorted(owners), rng.randint(1, len(owners))):
+                by_shard.setdefault(name, []).append(event)
+        for name, rows in by_shard.items():
+            send_to(three["abc".index(name)], made, rows)
+        first = rng.randrange(10_000)
+        made, _ = t.move(made, range(first, first + 6_000), rng.choice("abc"))
+    for accepted in (None, 0):
+        with Client(urls) as client:
+            answer = client.events.send("ids", events)
+        assert answer["rejected"] == []
+        assert accepted is None or answer["accepted"] == accepted
+        users, shops = t.counts_of(urls)
+        for kind, found in (("user", users), ("shop", shops)):
+            wanted = Counter(event[kind] for event in events if kind in event)
+            assert {name: count for name, count in found.items() if count} == wanted, kind
+    for edge in three:
+        assert not check_deep(edge)
+
+
+IDS = Source("ids", timestamp="at", event_id="n", schema=t.sales.schema)
+
+
+def slots_of(event: dict[str, Any]) -> list[int]:
+    names = [event[kind] for kind in ("user", "shop") if kind in event]
+    return [slot_of(key) for key in encode_texts(names)]
+
+
+def send_to(edge: Any, made: ShardMap, rows: list[Any]) -> None:
+    """Send events to one of the shards that they concern, as a sender does who goes by the map."""
+    _, routing, _ = edge.call("GET", "/v1/cluster/routing")
+    headers = {"x-mlpd-epoch": str(made.epoch), "x-mlpd-routing": routing["version"]}
+    status, answer, _ = edge.call("POST", "/v1/events/ids", {"rows": rows}, headers)
+    assert status == 200, answer
 
 
 @pytest.mark.usefixtures("two")
