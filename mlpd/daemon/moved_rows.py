@@ -1,6 +1,6 @@
 """The rows and tiles of slots: counted, compared by what is read of them, and removed."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain, groupby, islice
 from typing import Any
@@ -30,6 +30,8 @@ _PREFIX_BYTES = 6
 _WORD = 8
 FEATURES = (Table.ONLINE, Table.TILES)
 SERVED = (Table.PREDICTIONS, Table.LABELS)
+_Run = tuple[bytes, bytes]
+"""First key, key behind the last."""
 Row = tuple[bytes, bytes, bytes | None]
 """Key, row or recent tiles, older tiles."""
 
@@ -69,25 +71,30 @@ def count_rows(
     return counts
 
 
-async def remove_rows(
-    writer: Writer, slots: Sequence[int], on_removed: Callable[[int], None] | None = None
-) -> int:
+async def remove_rows(writer: Writer, slots: Sequence[int]) -> int:
     """Remove all that slots hold, `REMOVED_ROWS` a write; returns how many rows went."""
-    removed = 0
+    removed, runs = 0, [*runs_of(slots)]
     for table in (*FEATURES, *SERVED):
-        for start, stop in runs_of(slots):
-            while went := await writer.write(partial(_remove, table=table, start=start, stop=stop)):
-                removed += went
-                if on_removed is not None:
-                    on_removed(removed)
+        left: Sequence[_Run] = runs
+        while left:
+            went, left = await writer.write(partial(_remove, table=table, runs=left))
+            removed += went
     return removed
 
 
-def _remove(txn: WriteTransaction, table: Table, start: bytes, stop: bytes) -> int:
-    keys = _keys(txn, table, start, stop, REMOVED_ROWS)
-    for key in keys:
-        txn.delete(table, key)
-    return len(keys)
+def _remove(
+    txn: WriteTransaction, table: Table, runs: Sequence[_Run]
+) -> tuple[int, Sequence[_Run]]:
+    """Remove rows of runs of slots; return how many, and the runs that may have some left."""
+    removed = 0
+    for number, (start, stop) in enumerate(runs):
+        keys = _keys(txn, table, start, stop, REMOVED_ROWS - removed)
+        for key in keys:
+            txn.delete(table, key)
+        removed += len(keys)
+        if removed == REMOVED_ROWS:
+            return removed, runs[number:]
+    return removed, ()
 
 
 def _keys(

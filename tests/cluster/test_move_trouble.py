@@ -19,9 +19,10 @@ from mlpd.cluster.moving import pending
 from mlpd.core.errors import ConflictError, MlpdError
 from mlpd.core.shards import ShardMap
 from mlpd.core.time import system_clock
-from mlpd.daemon import moved_events, moves_child
+from mlpd.daemon import moved_events, moved_rows, moves_child
 from mlpd.daemon.moved_predictions import Served
 from mlpd.daemon.predictions import Label
+from mlpd.storage.tables import Table
 from tests.cluster import moving as t
 
 pytestmark = pytest.mark.timeout(300)
@@ -159,6 +160,25 @@ def test_slots_with_few_rows_in_a_long_history_pause_for_its_end_alone(
     pause = steps.index("before leave pause")
     assert steps[:pause].count("after history history") > 5
     assert steps[pause:].count("after history history") <= 1
+
+
+def test_scattered_slots_go_in_few_writes(
+    three: Any, made: ShardMap, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each second slot is a run of its own; a write for each would take minutes."""
+    monkeypatch.setattr(moved_rows, "REMOVED_ROWS", 3)
+    fill(three, 40)
+    slots = made.slots_of("a")
+    writers = [edge.daemon.writer.stats for edge in three]
+    before = [stats.groups for stats in writers]
+    newest, moved = t.move(made, slots[::2], "b")
+    assert all(stats.groups - was < 500 for stats, was in zip(writers, before, strict=True))
+    assert newest.slots_of("a") == slots[1::2]
+    assert sum(one.events for one in moved) > 0
+    with three[0].daemon.environment.snapshot() as snapshot:
+        here = {key[0] << 8 | key[1] for key, _ in snapshot.scan(Table.ONLINE)}
+    assert here
+    assert here <= set(slots[1::2])
 
 
 def test_chunks_of_large_events_stay_small(
