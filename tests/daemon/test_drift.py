@@ -19,7 +19,15 @@ async def predict(daemon: Daemon, count: int, amount: float | None) -> None:
     rows = [{"user": "abc"[i % 3], "amount": amounts[i]} for i in range(count)]
     await daemon.predict.predict("risk", rows)
     daemon.predictions.flush()
-    await daemon.writer.write(lambda _: None)  # no write is under way when the clock jumps
+
+
+async def jump(daemon: Daemon, clock: ShiftedClock, by_us: int) -> None:
+    """Let the clock jump during a write: reads beside one that began before are of that time."""
+
+    def move(_: Any) -> None:
+        clock.shift_us += by_us
+
+    await daemon.writer.write(move)
 
 
 def amount_of(found: dict[str, Any], window: int = -1) -> dict[str, Any]:
@@ -34,7 +42,7 @@ async def test_a_window_is_compared_with_what_came_before_it(
     async with open_daemon(clock=clock) as daemon:
         await serve_model(daemon, trainable, click_columns)
         for amount in (-1.0, -1.0, -1.0, 1.0):  # not as in training, for three hours the same
-            clock.shift_us += HOUR_US - clock() % HOUR_US + HOUR_US // 2
+            await jump(daemon, clock, HOUR_US - clock() % HOUR_US + HOUR_US // 2)
             await predict(daemon, 300, amount)
         end_us = clock() // HOUR_US * HOUR_US + HOUR_US
         hours = {"start_us": end_us - 3 * HOUR_US, "end_us": end_us, "step_us": HOUR_US}
@@ -91,10 +99,10 @@ async def test_the_same_hour_of_the_weeks_before(
     clock = ShiftedClock()
     async with open_daemon(clock=clock) as daemon:
         await serve_model(daemon, trainable, click_columns)
-        clock.shift_us += DAY_US - clock() % DAY_US + HOUR_US // 2
+        await jump(daemon, clock, DAY_US - clock() % DAY_US + HOUR_US // 2)
         for amount, wait_us in ((-1.0, 12 * HOUR_US), (1.0, 7 * DAY_US - 12 * HOUR_US), (-1.0, 0)):
             await predict(daemon, 300, amount)
-            clock.shift_us += wait_us
+            await jump(daemon, clock, wait_us)
         start_us = clock() // HOUR_US * HOUR_US
         hour = {"start_us": start_us, "end_us": start_us + HOUR_US}
         weekly = await daemon.drift.drift("quick", DriftQuery(**hour, reference="same_hour"))
@@ -135,7 +143,7 @@ async def test_features_are_checked_together(
         assert first["rows"] == 300
         assert first["classifier"] == {"state": "no_reference", "auc": None}
         assert first["reconstruction"]["state"] in ("uncalibrated", "ok", "alert")
-        clock.shift_us += DAY_US
+        await jump(daemon, clock, DAY_US)
         await predict(daemon, 300, 5.0)
         end_us = clock() // 300_000_000 * 300_000_000 + 300_000_000
         day = DriftQuery(start_us=end_us - DAY_US // 2, end_us=end_us)
