@@ -146,19 +146,22 @@ def cancel(session: Session, *, yes: bool) -> None:
     The slots stay where they were.  A move whose new map is out already can't be cancelled, and is
     finished by its command.
     """
+    from mlpd.cluster.leftovers import forget, leftovers
     from mlpd.cluster.members import connections, fetch_map
     from mlpd.cluster.moving import cancel as cancel_move
     from mlpd.cluster.moving import newest_map, pending
 
     with connections("mlpd shard cancel") as connect:
         shard_map = newest_map(fetch_map(session.client, session.url), connect)
-        begun = list(pending(shard_map, connect))
-        if begun:
-            lines = [f"{part.slots} from {part.source} to {part.target}" for part in begun]
+        begun, left = (list(find(shard_map, connect)) for find in (pending, leftovers))
+        if begun or left:
+            lines = [f"{part.slots} from {part.source} to {part.target}" for part in begun + left]
             confirm(session, f"Cancel moving {'; '.join(lines)}?", yes=yes)
         for part in begun:
             shard_map = cancel_move(shard_map, part, connect)
-    answer = {"cancelled": [_shown(part) for part in begun], "epoch": shard_map.epoch}
+        for part in left:
+            forget(shard_map, part, connect)
+    answer = {"cancelled": [_shown(part) for part in begun + left], "epoch": shard_map.epoch}
     session.show(answer, lambda _: print_lines(_cancelled(answer)))
 
 

@@ -16,6 +16,8 @@ from mlpd import Aggregate, FeatureService, Source, WindowView
 from mlpd.cli.main import main
 from mlpd.client import Client
 from mlpd.client.operations import Cluster
+from mlpd.cluster.leftovers import forget, leftovers
+from mlpd.cluster.members import connections
 from mlpd.core.definitions import build_document
 from mlpd.core.errors import ConflictError, NotFoundError
 from mlpd.core.hashing import slot_of
@@ -77,6 +79,47 @@ def test_a_move_is_told_asked_for_and_done(three: Any, two: ShardMap, mlpd: Run)
     status = json.loads(mlpd("shard", "status", "--json").output)
     assert status["moves"] == []
     assert "None moves." in mlpd("shard", "cancel").output
+
+
+def test_an_import_that_no_source_knows_of_is_cancelled(
+    three: Any, two: ShardMap, mlpd: Run
+) -> None:
+    """A request to begin that comes late, after its move was cancelled."""
+    a, b = (edge.url for edge in three[:2])
+    with Client(a) as source, Client(b) as target:
+        definitions = source.cluster.survey("0-9")["definitions"]
+        late = {"slots": "0-9", "shard": "a", "definitions": definitions}
+        target.cluster.arrive("begin", "late", **late)
+    refused = mlpd("shard", "move", "20-29", "--to", "b", "--yes")
+    assert "[move_under_way]" in refused.output
+    cancelled = json.loads(mlpd("shard", "cancel", "--yes", "--json").output)
+    assert [(one["slots"], one["to"]) for one in cancelled["cancelled"]] == [("0-9", "b")]
+    assert cancelled["epoch"] == two.epoch
+    moved = mlpd("shard", "move", "20-29", "--to", "b", "--yes")
+    assert moved.exit_code == 0, moved.output
+
+
+def test_a_move_under_way_is_no_leftover_and_neither_is_one_of_a_source_that_is_down(
+    three: Any, two: ShardMap
+) -> None:
+    a, b = (edge.url for edge in three[:2])
+    with connections("test") as connect:
+        begun = connect(a).cluster.leave("begin", "m", slots="0-9", shard="b")["leaving"]
+        late = {"slots": "0-9", "shard": "a", "definitions": begun["definitions"]}
+        connect(b).cluster.arrive("begin", "m", **late)
+        assert not [*leftovers(two, connect)]
+        connect(a).cluster.leave("cancel", "m")
+        assert not [*leftovers(two, connect)]
+        connect(a).cluster.leave("finish", "m")
+
+        def down(url: str) -> Any:
+            return connect(url if url == b else "http://127.0.0.1:1")
+
+        assert not [*leftovers(two, down)]
+        (left,) = leftovers(two, connect)
+        assert (left.source, left.target, left.move) == ("a", "b", "m")
+        forget(two, left, connect)
+        assert connect(b).cluster.moves()["arriving"] is None
 
 
 def test_a_shard_comes_and_goes(three: Any, two: ShardMap, mlpd: Run) -> None:
