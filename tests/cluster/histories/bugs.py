@@ -1,0 +1,146 @@
+"""Bugs that are planted to show that the simulation finds them; each patches the product."""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import replace
+from typing import Any
+from unittest import mock
+
+import numpy as np
+
+from mlpd.client.requests import Request
+from mlpd.core.routing import SLOTS_HEADER
+from mlpd.daemon import arriving, leaving, ownership
+from mlpd.daemon.arriving import Arrivals
+from mlpd.daemon.part import Moves, make_part
+from mlpd.storage import map_store
+from mlpd.storage.lineage import Lineage
+from tests.cluster.histories.network import Network
+from tests.cluster.histories.nodes import Node, SimulatedWriter
+
+patch = mock.patch.object
+
+
+def no_epoch_is_compared() -> AbstractContextManager[Any]:
+    return _both(patch(map_store, "check_next", _nothing), patch(ownership, "check_next", _nothing))
+
+
+def writes_go_on_in_the_pause() -> AbstractContextManager[Any]:
+    return _parts_by(lambda m: m if m.leaving and m.leaving.state != "paused" else _without(m))
+
+
+def reads_go_on_until_the_new_map() -> AbstractContextManager[Any]:
+    def paused(moves: Moves) -> Moves:
+        if moves.leaving is None or moves.leaving.state != "leaving":
+            return moves
+        return replace(moves, leaving=replace(moves.leaving, state="paused"))
+
+    return _parts_by(paused)
+
+
+def copies_are_taken_after_the_seal() -> AbstractContextManager[Any]:
+    return _parts_by(lambda moves: replace(moves, arriving=None))
+
+
+def events_are_acknowledged_before_the_disk_has_them() -> AbstractContextManager[Any]:
+    return patch(SimulatedWriter, "acknowledges_early", new=True)
+
+
+def the_map_is_not_flushed() -> AbstractContextManager[Any]:
+    return patch(Node, "forgets_map", new=True)
+
+
+def events_are_repeated_without_a_key() -> AbstractContextManager[Any]:
+    return _without_header("Idempotency-Key")
+
+
+def what_is_split_anew_counts_for_all_slots() -> AbstractContextManager[Any]:
+    return _without_header(SLOTS_HEADER)
+
+
+def an_old_epoch_may_write() -> AbstractContextManager[Any]:
+    def check(self: Any, text: str | None, *, changes: bool) -> bool:  # noqa: ARG001 - as it is
+        return text is not None
+
+    return patch(ownership.Ownership, "check_epoch", check)
+
+
+def a_chunk_may_come_twice() -> AbstractContextManager[Any]:
+    real = Arrivals._take
+
+    def take(self: Any, txn: Any, found: Any, chunk: Any) -> None:
+        real(self, txn, replace(found, through=chunk.after), chunk)
+
+    return patch(Arrivals, "_take", take)
+
+
+def the_tail_is_left_behind() -> AbstractContextManager[Any]:
+    """The source says that nothing came after its last chunk, and nobody compares."""
+
+    def paused(self: Any, txn: Any, note: Any) -> None:
+        if note is not None and note.state == "paused":
+            note = replace(note, sequence=0)
+        real(self, txn, note)
+
+    real = leaving.Departures._note
+    equal = patch(leaving, "digest_rows", lambda *_: ("0" * 16, 0))
+    return _both(patch(leaving.Departures, "_note", paused), equal)
+
+
+def lineage_is_ignored() -> AbstractContextManager[Any]:
+    return patch(Lineage, "counts", lambda _, slots, __: np.ones(len(slots), np.bool_))
+
+
+def a_cancelled_import_leaves_its_rows() -> AbstractContextManager[Any]:
+    async def remove(*_: Any) -> int:
+        return 0
+
+    return patch(arriving, "remove_rows", remove)
+
+
+BUGS: list[Callable[[], AbstractContextManager[Any]]] = [
+    no_epoch_is_compared,
+    writes_go_on_in_the_pause,
+    reads_go_on_until_the_new_map,
+    copies_are_taken_after_the_seal,
+    events_are_acknowledged_before_the_disk_has_them,
+    the_map_is_not_flushed,
+    events_are_repeated_without_a_key,
+    what_is_split_anew_counts_for_all_slots,
+    an_old_epoch_may_write,
+    a_chunk_may_come_twice,
+    the_tail_is_left_behind,
+    lineage_is_ignored,
+    a_cancelled_import_leaves_its_rows,
+]
+
+
+def _nothing(*_: Any, **__: Any) -> None:
+    pass
+
+
+def _without(moves: Moves) -> Moves:
+    return replace(moves, leaving=None)
+
+
+def _parts_by(alter: Callable[[Moves], Moves]) -> AbstractContextManager[Any]:
+    def made(member: Any, moves: Any = None) -> Any:
+        return make_part(member, None if moves is None else alter(moves))
+
+    return patch(ownership, "make_part", made)
+
+
+def _without_header(name: str) -> AbstractContextManager[Any]:
+    def alter(request: Request) -> Request:
+        left = {key: value for key, value in request.headers.items() if key != name}
+        return replace(request, headers=left)
+
+    return patch(Network, "alter", staticmethod(alter))
+
+
+@contextmanager
+def _both(*patches: AbstractContextManager[Any]) -> Iterator[None]:
+    with ExitStack() as stack:
+        for one in patches:
+            stack.enter_context(one)
+        yield
