@@ -184,7 +184,7 @@ class Node:
         self.daemon: Any = SimpleNamespace(
             roles=self.roles,
             ownership=self.ownership,
-            following=self.tailing,
+            tailing=self.tailing,
             feeding=SimpleNamespace(lags=self._lags),
             paths=SimpleNamespace(socket=self.directory / "s", root=self.directory),
         )
