@@ -28,7 +28,8 @@ def replica_collector(roles: Roles, feeding: Feeding, tailing: Tailing, feed: Fe
         yield _gauges("mlpd_replica_follower_lag_rows", text, rows, "follower")
         text = "Since a follower last had all."
         yield _gauges("mlpd_replica_follower_lag_seconds", text, seconds, "follower", "seconds")
-        yield _one("mlpd_feed_bytes", "gauge", "Commits kept for followers.", feed.size_bytes)
+        text = "Commits kept for followers."
+        yield _one("mlpd_feed_bytes", "gauge", text, feed.size_bytes, "bytes")
 
     return collect
 

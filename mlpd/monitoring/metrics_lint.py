@@ -13,9 +13,9 @@ from mlpd.monitoring.metrics import Registry
 MIRRORED_PREFIX: Final = "nv_"
 """Names that Triton's users have dashboards for; they keep Triton's own conventions."""
 ALLOWED_LABELS: Final = frozenset({
-    "alertname", "arm", "cause", "code", "collector", "family", "feature", "folder", "job", "kind",
-    "method", "model", "operation", "phase", "quantile", "reason", "result", "route", "shard",
-    "sink", "source", "stage", "state", "status", "version", "view",
+    "alertname", "arm", "cause", "code", "collector", "family", "feature", "folder", "follower",
+    "job", "kind", "method", "model", "operation", "phase", "quantile", "reason", "result", "role",
+    "route", "shard", "sink", "source", "stage", "state", "status", "version", "view",
 })  # fmt: skip
 """Bounded dimensions.  An entity key, unit or prediction id is never a label."""
 

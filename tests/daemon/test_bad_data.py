@@ -116,8 +116,12 @@ def starved(open_daemon: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize(
-    ("trainer", "memory_mb", "code", "attempts"),
-    [("hog", 2048, "out_of_memory", 1), ("lightgbm", 60, "run_lost", 3)],
+    ("trainer", "memory_mb", "ends"),
+    [
+        ("hog", 2048, {("out_of_memory", 1)}),
+        # Whether Python or native code asks for the byte that isn't there is chance.
+        ("lightgbm", 60, {("run_lost", 3), ("out_of_memory", 1)}),
+    ],
 )
 async def test_a_child_that_lacks_memory(
     starved: Any,
@@ -125,16 +129,15 @@ async def test_a_child_that_lacks_memory(
     click_columns: Any,
     trainer: str,
     memory_mb: int,
-    code: str,
-    attempts: int,
+    ends: set[tuple[str, int]],
 ) -> None:
     """Where it can say so it isn't tried again; where it dies without a word it is, twice."""
     async with starved(memory_mb) as daemon:
         document = with_job(trainable, trainer=trainer, params={})
         await prepare(daemon, document, click_columns)
         run = await run_job(daemon)
-        assert failure(run) == (code, [])
-        assert run.attempt == attempts
+        code, causes = failure(run)
+        assert ((code, run.attempt) in ends, causes) == (True, []), (code, run.attempt)
         assert run.error is not None
         assert "memory" in run.error["hint"]
         assert not daemon.registry.models()

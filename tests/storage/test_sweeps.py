@@ -168,7 +168,7 @@ LEAST = {
     "compacting": 60,
     "starting": 30,
     "merging": 40,
-    "expiring": 30,
+    "expiring": 20,
     "erasing": 100,
     "resuming": 30,
 }
