@@ -38,10 +38,6 @@ def reads_go_on_until_the_new_map() -> AbstractContextManager[Any]:
     return _parts_by(paused)
 
 
-def copies_are_taken_after_the_seal() -> AbstractContextManager[Any]:
-    return _parts_by(lambda moves: replace(moves, arriving=None))
-
-
 def events_are_acknowledged_before_the_disk_has_them() -> AbstractContextManager[Any]:
     return patch(SimulatedWriter, "acknowledges_early", new=True)
 
@@ -102,7 +98,6 @@ BUGS: list[Callable[[], AbstractContextManager[Any]]] = [
     no_epoch_is_compared,
     writes_go_on_in_the_pause,
     reads_go_on_until_the_new_map,
-    copies_are_taken_after_the_seal,
     events_are_acknowledged_before_the_disk_has_them,
     the_map_is_not_flushed,
     events_are_repeated_without_a_key,
