@@ -89,7 +89,8 @@ class Gathering:
         """Return what a child's request says of the events of `sources` on all shards.
 
         Their files lie in `folder`.  None where this daemon's log has all of them.  Raises
-        UnavailableError(code="part_missing") if a shard gives none.
+        UnavailableError(code="part_missing") if a shard gives none, ConflictError(
+        code="several_shards") if one can't tell events from their copies.
         """
         if not self.is_needed:
             return None
@@ -148,6 +149,8 @@ class Gathering:
             with path.open("wb") as file:
                 await self._peers.fetch(shard.url, where, file, timeout_s=FETCH_S)
         except MlpdError as error:
+            if error.code == "several_shards":
+                raise
             raise UnavailableError(
                 f"shard {shard.name} doesn't give its events of {source}: {error.message}",
                 code="part_missing",

@@ -276,13 +276,19 @@ class Ownership:
                 )
 
     def check_whole(self, what: str) -> None:
-        """Raise ConflictError(code="several_shards") for what needs all events in one place."""
-        if self.part is not None:
+        """Raise ConflictError(code="several_shards") for what needs all events in one place.
+
+        Also once all slots are here, if some came from elsewhere: the log has copies then, and
+        other sequences than the runs that gathered events.
+        """
+        if self.part is not None or self.has_lineage:
+            where = "slots came here from other shards"
+            if self.part is not None:
+                where = f"this is one of {len(self.part.shard_map.shards)} shards"
             raise ConflictError(
-                f"{what} needs all events, and this is one of "
-                f"{len(self.part.shard_map.shards)} shards",
+                f"{what} needs all events, each once under one sequence, and {where}",
                 code="several_shards",
-                hint="It doesn't go over several shards yet; do it on a daemon that has them all.",
+                hint="It doesn't go over several shards yet; do it on one that always had all.",
             )
 
     def check_same(self, part: Part | None) -> None:

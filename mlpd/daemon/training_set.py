@@ -11,18 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlpd.core.columns import Column, Columns
-from mlpd.core.errors import ConflictError, ValidationError
+from mlpd.core.errors import ValidationError
 from mlpd.core.expressions import parse_expression
-from mlpd.core.routing import NO_SLOT
 from mlpd.core.specs import Closure, JobSpec
 from mlpd.core.vector import Vectorizer
 from mlpd.daemon.offline import Offline
-from mlpd.daemon.routing import concerned_by, concerned_slots
 from mlpd.features.assemble import FeatureFrame
 from mlpd.features.horizon import check_kept, find_kept
 from mlpd.features.offline import JoinOptions, Spine, join_history
 from mlpd.features.tombstones import deleted_rows
-from mlpd.storage.lineage import Lineage
 from mlpd.training.ranking import group_sizes
 from mlpd.training.split import Timeline, split_rows
 from mlpd.training.trainer import Dataset
@@ -90,16 +87,16 @@ class Vectors:
 
 
 def build_training_set(offline: Offline, job: JobSpec, closure: Closure) -> TrainingSet:
-    """Return the rows of `job`'s spine with features and labels, in time order."""
+    """Return the rows of `job`'s spine with features and labels, in time order.
+
+    `offline` has each event once: gathered, or from a log to which no slot came from elsewhere.
+    """
     source = offline.catalog.definitions.source(job.spine_source)
     events = offline.events(source.name, tuple(source.schema))
     columns, stamps = events.columns, events.stamps
     t_us = columns[job.spine_time].values
     label = parse_expression(job.label, source.schema, "label").evaluate(columns)
     keep = columns[job.spine_time].mask() & label.mask()
-    lineage = offline.lineage()
-    if lineage is not None:
-        keep &= _count_once(offline, source.name, columns, stamps.sequences, lineage)
     deleted = deleted_rows(columns)
     if deleted is not None:
         keep &= ~deleted
@@ -131,37 +128,12 @@ def build_training_set(offline: Offline, job: JobSpec, closure: Closure) -> Trai
     needed = [*closure.key_columns, *closure.service.request]
     given: Mapping[str, Column] = {name: columns[name].take(order) for name in needed}
     spine = Spine(given, t_us[order])
-    options = JoinOptions(job.mode, job.spine_closed, lineage=lineage)
+    options = JoinOptions(job.mode, job.spine_closed)
     joined = join_history(offline.catalog, closure, spine, offline.events, options)
     horizons = offline.horizons()  # history may have gone under the join
     check_kept(offline.catalog, closure, horizons, spine.t_us, None, job.mode)
     labels = label.values[order].astype(np.float64)
     return TrainingSet(joined, labels, t_us[order], stamps.sequences[order], groups, left_out)
-
-
-def _count_once(
-    offline: Offline,
-    source: str,
-    columns: Mapping[str, Column],
-    sequences: NDArray[np.int64],
-    lineage: Lineage,
-) -> NDArray[np.bool_]:
-    """Return which events are to be counted: of those with copies, as slots came here, one.
-
-    That is the one that counts for the slot of the event's home, its first entity that has a key.
-    Raises ConflictError(code="several_shards") for a source without views, of which events came for
-    entities that it had once.
-    """
-    entities = concerned_by(offline.catalog, source)
-    slots = concerned_slots(source, entities, columns, len(sequences))
-    homes = slots[np.argmax(slots != NO_SLOT, axis=0), np.arange(len(sequences))]
-    if not entities and lineage.brought_for_others(homes, sequences).any():
-        raise ConflictError(
-            f"events of source {source!r} came here for entities of views that are gone",
-            code="several_shards",
-            hint="They can't be told from their copies; apply one of these views again.",
-        )
-    return lineage.counts(homes, sequences)
 
 
 def _find_kept(

@@ -20,6 +20,7 @@ from mlpd.core.definitions import build_document
 from mlpd.core.errors import MlpdError
 from mlpd.core.hashing import slot_of
 from mlpd.core.keys import encode_entity
+from mlpd.core.routing import home_slot
 from mlpd.core.shards import Shard
 from mlpd.core.specs import EntitySpec
 from mlpd.daemon.audit_child import _all_here
@@ -225,22 +226,33 @@ def test_what_the_new_owner_serves_is_recomputed_to_the_bit(
     assert found["unavailable"] == 0
 
 
-def test_what_was_gathered_on_one_daemon_is_trained_on_as_if_it_had_always_been_there(
-    three: Any, trio: Any, cluster_module: Any
+@pytest.mark.parametrize(
+    "moves",
+    [
+        (("b", 0, None, "a"), ("c", 0, None, "a")),
+        (("a", 0, 3000, "b"), ("b", 2000, 7000, "c"), ("c", 1000, 6000, "a")),
+    ],
+    ids=["all to one", "on and back"],
+)
+def test_what_moved_is_trained_on_as_if_it_had_always_been_on_one_daemon(
+    three: Any, trio: Any, cluster_module: Any, moves: Any
 ) -> None:
     """Most events have come twice or thrice, for other slots each; as rows they count once."""
     m = cluster_module
     made = filled(m, three, m.sale_columns())
-    for name in "bc":
-        move(made, made.slots_of(name), "a")
+    for name, start, stop, target in moves:
+        move(made, made.slots_of(name)[start:stop], target)
         made = map_at(m, three[0])
     with Client(trio.single.url) as one, Client(three[0].url) as client:
-        assert client.status()["sequence"] > one.status()["sequence"]
+        assert client.status()["sequence"] > len(m.sale_columns()["user"])
         run = client.runs.wait(client.runs.start("person")["run_id"], timeout_s=50)
         assert run["state"] == "succeeded", run["error"]
         ours, theirs = (c.models.version("person", 1) for c in (client, one))
         for name in ("rows", "vectors_digest", "metrics"):
             assert ours["lineage"][name] == theirs["lineage"][name], name
+        with pytest.raises(MlpdError) as refused:  # the log has copies, under other sequences
+            client.models.reproduce("person", 1)
+        assert refused.value.code == "several_shards"
         by_both = Entity("pair", {"user": "string", "shop": "int64"})
         pairs = FeatureView("p", by_both, m.sales, ["amount"])
         with pytest.raises(MlpdError) as refused:  # their events came for users and shops alone
@@ -248,17 +260,22 @@ def test_what_was_gathered_on_one_daemon_is_trained_on_as_if_it_had_always_been_
         assert refused.value.code == "new_entity"
 
 
+@pytest.mark.parametrize("moved", [False, True])
+@pytest.mark.parametrize("views", [False, True])
 def test_copies_of_events_that_no_view_tells_apart_any_more_are_not_trained_on(
-    three: Any, cluster_module: Any
+    three: Any, cluster_module: Any, moved: bool, views: bool
 ) -> None:
+    """With `views`, that of users stays: then it is sales without a user that lie astray."""
     m = cluster_module
-    made = filled(m, three, m.sale_columns(100))
-    for name in "bc":
-        move(made, made.slots_of(name), "a")
+    made = filled(m, three, m.sale_columns(400))
+    home = made.owner(home_slot("sales")).name  # of what concerns nothing
+    for name in sorted({"a", "b", "c"} - {home}) if moved else ():
+        move(made, made.slots_of(name), home)
         made = map_at(m, three[0])
+    kept = [m.user, m.profile] if views else []
     blind = Job("blind", m.bare, Spine(m.sales, time="shown_at"), label="bought")
     with Client(three[0].url) as client:
-        client.apply(build_document([m.sales, m.bare, blind]))
+        client.apply(build_document([*kept, m.sales, m.bare, blind]))
         run = client.runs.wait(client.runs.start("blind")["run_id"], timeout_s=50)
     assert run["state"] == "failed"
     assert run["error"]["code"] == "several_shards", run

@@ -1,6 +1,7 @@
 """Training over the events of all shards: what one daemon trains that holds everything."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,8 @@ import pytest
 from mlpd.client import Client
 from mlpd.core.errors import MlpdError
 from mlpd.core.hashing import definition_hash
-from mlpd.daemon.home_child import is_home
+from mlpd.daemon.home_child import is_home, is_stray
+from mlpd.storage.lineage import Import, Lineage
 
 pytestmark = pytest.mark.timeout(200)
 
@@ -94,6 +96,26 @@ def test_home_is_the_slot_of_the_first_entity_that_has_a_key() -> None:
 
     found: Any = Owned()
     assert is_home(concerned, sequences, found, None).tolist() == [True, False, True]
+
+
+def test_an_event_of_no_entity_is_astray_if_it_came_for_other_slots_than_its_source() -> None:
+    none = -1
+    concerned = np.array([[5, none, none, none], [none, 9, 9, 9]])
+    sequences = np.array([3, 4, 10, 11])
+    lineage = Lineage(
+        (
+            Import(1, (5,), since=2, live_from=6, ranges=((3, 4),)),
+            Import(2, (9,), since=6, live_from=10, ranges=((10, 10),)),
+        )
+    )
+    assert is_stray(concerned, sequences, None, None).tolist() == [False] * 4
+    assert is_stray(concerned, sequences, None, lineage).tolist() == [False, True, False, False]
+    for owned, want in (((5,), [False, True, True, True]), ((9,), [False] * 4)):
+        flags = bytes(slot in owned for slot in range(16384))
+        part: Any = SimpleNamespace(flags=flags, shard_map=SimpleNamespace(epoch=1))
+        assert is_stray(concerned, sequences, part, None).tolist() == want
+        part.shard_map.epoch = 2
+        assert is_stray(concerned, sequences, part, None).tolist() == [False] * 4
 
 
 def test_without_a_shard_nothing_is_trained(
