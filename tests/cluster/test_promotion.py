@@ -68,8 +68,8 @@ def cancel(url: str, shard: str) -> None:
         run_steps(give_up(known(url), shard), connect)
 
 
-def promote_until(url: str, shard: str, number: int) -> tuple[bool, list[str]]:
-    """Promote and end after so many questions, as kill -9 would end it; tell whether it did."""
+def promote_until(url: str, shard: str, last: int | str) -> tuple[bool, list[str]]:
+    """Promote and end after so many questions, or that one, as kill -9 would; tell if it did."""
     asked: list[str] = []
 
     def connect(at: str) -> Any:
@@ -78,7 +78,7 @@ def promote_until(url: str, shard: str, number: int) -> tuple[bool, list[str]]:
                 def ask(**fields: Any) -> Any:
                     asked.append(f"{name} {fields.get('step', '')}".strip())
                     answer = getattr(real(at).cluster, name)(**fields)
-                    if len(asked) == number:
+                    if last in (len(asked), name):
                         raise t.Ended
                     return answer
 
@@ -337,6 +337,28 @@ def test_of_several_shards_one_that_does_not_decide_is_promoted_too(tmp_path: Pa
         with Client(first.url) as client:
             rows = [{"at": 1, "n": 1, "user": user, "shop": "s"} for user in t.USERS]
             assert client.events.send("sales", rows)["accepted"] == len(rows)
+        assert not differences(follower, owner)
+
+
+def test_giving_up_opens_no_former_owner_while_the_new_one_is_down(tmp_path: Path) -> None:
+    with nodes(tmp_path, 3) as (first, owner, follower):
+        for node in (first, owner):
+            node.start()
+        make_map({"a": first.url, "b": owner.url})
+        follower.start(owner.url)
+        write_replicas(first.url, "b", [follower.url])
+        eventually(lambda: owner.role()["epoch"] == 2)
+        ended, _ = promote_until(first.url, "b", "put_map")
+        assert ended
+        follower.stop()
+        with pytest.raises(ConflictError) as caught:
+            cancel(first.url, "b")
+        assert caught.value.code == "promotion_done"
+        assert owner.role()["role"] == "paused"
+        assert map_at(first.url).epoch == 3
+        follower.start()
+        assert promote(first.url, "b").epoch == 3
+        follows(owner)
         assert not differences(follower, owner)
 
 

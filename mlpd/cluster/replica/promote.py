@@ -243,16 +243,19 @@ def give_up(known: ShardMap, shard: str) -> Steps[ShardMap]:
     """Open a paused owner, and let standing followers follow again; return the map.
 
     What names the pause is read first, then the epoch is moved on, then that pause is ended: so
-    nobody decides on the ground of a pause that is over.  Raises ConflictError(
-    code="promotion_done") once the new map is out.
+    nobody decides on the ground of a pause that is over.  Only the map's owner is opened: a paused
+    follower is the former one, which stopped for a map that is out.  Raises ConflictError(
+    code="promotion_done") once it is, whether the new owner answers or not.
     """
     found = (yield from newest_map(known, shard)).shard(shard)
     roles = {}
     for url in (found.url, *found.replicas):
         roles[url] = yield from _role(url)
     current = yield from newest_map(known, shard)
+    is_out = roles[found.url] is None and any(_is(roles[url], "paused") for url in found.replicas)
     while True:
-        if current.shard(shard).url != found.url or (yield from _begun(current, found)):
+        is_out = is_out or current.shard(shard).url != found.url
+        if is_out or (yield from _begun(current, found)):
             raise ConflictError(
                 "the new map was first: the follower is to be the owner",
                 code="promotion_done",
@@ -266,7 +269,7 @@ def give_up(known: ShardMap, shard: str) -> Steps[ShardMap]:
             break
         current = decode_map((yield Ask(current.arbiter.url, "map"))["map"])
     for url, role in roles.items():
-        if role is not None and role["role"] in ("paused", "standing"):
+        if role is not None and _is(role, "paused" if url == found.url else "standing"):
             yield Ask(url, "step_role", {"step": "resume", "token": role["token"]})
     return current
 
@@ -316,6 +319,10 @@ def _choose(found: Shard, roles: Mapping[str, Mapping[str, Any]], to: str | None
 def _progress(role: Mapping[str, Any]) -> tuple[int, int]:
     """Return how far a follower is: sequence, and arrival time of its newest commit."""
     return role["sequence"], Head.parse(role["head"]).group_us
+
+
+def _is(role: Mapping[str, Any] | None, name: str) -> bool:
+    return role is not None and role["role"] == name
 
 
 def _role(url: str) -> Steps[Mapping[str, Any] | None]:
