@@ -32,6 +32,7 @@ from mlpd.core.errors import (
     UnavailableError,
 )
 from mlpd.core.shards import ShardMap
+from mlpd.daemon.roles import refusal
 from tests.cluster import moving as t
 from tests.cluster.replicas import (
     Node,
@@ -260,6 +261,13 @@ def test_a_lost_owner_is_replaced_and_what_it_had_more_is_told_in_rows(shard_a: 
 
 def test_an_owner_that_runs_on_hears_that_its_place_was_taken(shard_a: list[Node]) -> None:
     owner, follower = shard_a
+    roles = owner.daemon.roles
+
+    def write_nothing() -> None:
+        raise refusal(roles.role)
+
+    roles.check_begin = write_nothing  # in the background it may at any time, and then has more
+    owner.do(lambda daemon: daemon.roles.barrier())
     eventually(lambda: follower.role()["head"] == owner.role()["head"])
     made = plan(owner.url, "a")
     lost = Plan(**{name: getattr(made, name) for name in Plan.__slots__} | {"lost": True})
