@@ -115,7 +115,7 @@ class Roles:
         async with self._lock:
             self._expect("owner", "paused", "follower", "standing")
             if self.role.name == "paused":
-                if token != self.role.token:
+                if token != self.role.token or self._was_given_away():
                     raise _other_pause()
                 await self._become(replace(self.role, name="owner", url="", token=""))
                 if self.is_resting:
@@ -139,7 +139,8 @@ class Roles:
             if self.role.name == "fenced" and new.epoch <= member.shard_map.epoch:
                 return
             url = new.shard(member.shard).url
-            if url == member.shard_map.shard(member.shard).url and self.role.name != "fenced":
+            named = member.shard_map.shard(member.shard).url
+            if url == named and self.role.name != "fenced" and not self._was_given_away():
                 raise ConflictError(
                     f"the map leaves shard {member.shard} at {url}", code="same_owner"
                 )
@@ -153,6 +154,13 @@ class Roles:
             finally:
                 self._halted = None
             self.changed.set()
+
+    def _was_given_away(self) -> bool:
+        """Tell whether this daemon was killed in `fence`, after the map and before the role."""
+        member, role = self.member(), self.role
+        if member is None or role.name != "paused":
+            return False
+        return member.shard_map.shard(member.shard).url == role.url
 
     def _check_decides(self, new: ShardMap, epoch: int, token: str) -> None:
         if new.epoch != epoch + 1:

@@ -84,6 +84,20 @@ async def test_an_owner_pauses_resumes_and_is_fenced(host: Callable[..., Host]) 
         await again.roles.resume("t3")
 
 
+async def test_one_that_was_killed_between_map_and_role_can_only_be_fenced(
+    host: Callable[..., Host],
+) -> None:
+    killed = host()
+    await killed.roles.pause(NEW, "t")
+    killed.maps.store(Member("a", SECOND), 1)
+    one = host()
+    with pytest.raises(ConflictError) as caught:
+        await one.roles.resume("t")
+    assert caught.value.code == "other_pause"
+    await one.roles.fence(SECOND, lambda _: None)
+    assert host().roles.role == Role("fenced", NEW)
+
+
 async def test_a_follower_stands_waits_for_its_promise_and_is_promoted(
     host: Callable[..., Host],
 ) -> None:
