@@ -5,7 +5,7 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Coroutine, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -73,9 +73,13 @@ class Child:
             )
         stdin = self._process.stdin
         assert stdin is not None
-        with contextlib.suppress(ConnectionError):  # its end is heard when reading
-            stdin.write(self._request)
-            await stdin.drain()
+        try:
+            with contextlib.suppress(ConnectionError):  # its end is heard when reading
+                stdin.write(self._request)
+                await stdin.drain()
+        except BaseException:
+            await _to_the_end(self.stop())
+            raise
         stdin.close()
         return self
 
@@ -85,7 +89,7 @@ class Child:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        await asyncio.shield(self.stop())
+        await _to_the_end(self.stop())
 
     async def messages(self) -> AsyncIterator[dict[str, Any]]:
         """Yield messages up to and including "done"; raises the error that the child reports.
@@ -161,6 +165,22 @@ class Child:
         if self._log is None or not self._log.exists():
             return ""
         return self._log.read_bytes()[-_LOG_TAIL_BYTES:].decode(errors="replace")
+
+
+async def _to_the_end(work: Coroutine[Any, Any, None]) -> None:
+    """Return when `work` has ended, however often that is cancelled meanwhile; then raise so.
+
+    A request whose client has gone is cancelled, and again when the daemon stops: who left at the
+    second time would leave a process behind that nobody reaps.
+    """
+    task, cancelled = asyncio.ensure_future(work), None
+    while not task.done():
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        raise cancelled
 
 
 def _error_of(message: Mapping[str, Any]) -> MlpdError:

@@ -331,6 +331,7 @@ def _build_cluster(daemon: Daemon) -> list[Route]:
             *("GET", "/v1/cluster/events/{source}", "read", cluster.events),
             query=c.HOME,
             produces=(PARQUET,),
+            keeps_nothing=True,
         ),
         Route(
             *("POST", "/v1/cluster/parts", "admin", cluster.part, c.PART, c.GIVEN),

@@ -1,10 +1,8 @@
 """Three real daemons of one cluster, and one that holds everything, with the same events."""
 
 import asyncio
-import os
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -41,7 +39,6 @@ from mlpd.daemon.app import KERNEL_MODULES
 from mlpd.daemon.ownership import Sender
 from mlpd.features.ingest import parse_batch
 from mlpd.http.server import HttpServer
-from tests.conftest import children_of
 from tests.http import edge as edges
 
 __all__ = ["Sender", "Shard", "decode_map", "first_map", "parse_batch"]
@@ -259,16 +256,9 @@ def routed(trio: Trio) -> Iterator[edges.Edge]:
 
 @pytest.fixture
 def three(tmp_path: Path, transform_cache: Path) -> Iterator[list[edges.Edge]]:
-    """Three daemons without a map, for tests that change things.
-
-    Children that a failed run was still ending when the test was over end before the daemons stop.
-    """
-    before, patience_s = children_of(os.getpid()), 10.0
+    """Three daemons without a map, for tests that change things."""
     with serve_all(tmp_path, 3, transform_cache) as running:
         yield running
-        until_s = time.monotonic() + patience_s
-        while children_of(os.getpid()) - before and time.monotonic() < until_s:
-            time.sleep(0.02)
 
 
 @pytest.fixture(scope="session")
