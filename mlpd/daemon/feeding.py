@@ -167,7 +167,11 @@ class Feeding:
         }
 
     async def _read(self, head: Head, *, wait: bool) -> tuple[bytes | None, Head]:
-        """Return the records after a head, None if they are gone, and the newest head."""
+        """Return the records after a head, None if they are gone, and the newest head.
+
+        They may be empty though the newest head is another: a commit can be read a moment before
+        the feed counts it.
+        """
         for is_last in (not wait, True):
             with self._environment.snapshot() as snapshot:
                 newest = snapshot.head
@@ -177,8 +181,7 @@ class Feeding:
                 await self._writer.follow(head, deadline_s=time.monotonic() + WAIT_S)
         if newest == head:
             return b"", newest
-        records = await asyncio.to_thread(self._feed.read, head)
-        return records or None, newest
+        return await asyncio.to_thread(self._feed.read, head), newest
 
     def _note(self, follower: str, head: Head, newest: Head) -> None:
         now_s = self._monotonic()
