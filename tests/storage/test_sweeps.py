@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
-from mlpd.core.time import HOUR_US, system_clock
+from mlpd.core.time import DAY_US, HOUR_US, system_clock
 from mlpd.storage import compact as compact_module
 from mlpd.storage.compact import compact
 from mlpd.storage.segments import store_manifest
-from tests.storage.powercut.live import DOCUMENT, ERASABLE, EXPIRING, Store, batches, opened
+from tests.storage.powercut.live import DOCUMENT, ERASABLE, Store, batches, expiring, opened
 from tests.storage.powercut.power import run_module, scratch
 from tests.storage.powercut.shim import Shim
 from tests.storage.powercut.sweep_child import ERASED, SEGMENT_ROWS
@@ -107,13 +107,13 @@ def test_old_history_is_there_or_gone_after_a_kill_at_any_operation(
     torn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(compact_module, "SEGMENT_ROWS_MIN", SEGMENT_ROWS)
-    told = Told(system_clock() - HOUR_US)
-    expired = 0
+    now_us = system_clock()
+    told, expired = Told(now_us - now_us % DAY_US - HOUR_US), 0
     with scratch() as directory:
         base, work = directory / "base", directory / "work"
         work.mkdir()
         with opened(base) as store:
-            asyncio.run(fill_to_erase(store, told, EXPIRING))
+            asyncio.run(fill_to_erase(store, told, expiring(now_us)))
         operations, killed = sweep("expiring", base, work, torn)
         for number in killed:
             root, heard = work / str(number), told.copy()
@@ -168,7 +168,7 @@ LEAST = {
     "compacting": 60,
     "starting": 30,
     "merging": 40,
-    "expiring": 20,
+    "expiring": 30,
     "erasing": 100,
     "resuming": 30,
 }

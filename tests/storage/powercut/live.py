@@ -125,13 +125,21 @@ ERASABLE: dict[str, Any] = {
 }
 """The same and a view of another entity, which an erasure builds anew."""
 
-EXPIRING: dict[str, Any] = {
-    **DOCUMENT,
-    "sources": {"clicks": {**DOCUMENT["sources"]["clicks"], "retention": "1d"}},
-    "views": {"last": DOCUMENT["views"]["last"]},
-    "services": {"s": {"features": [f"last.{f}" for f in ("x", "n", "text")]}},
-}
-"""Latest values of a source that lets its history go."""
+
+def expiring(now_us: int) -> dict[str, Any]:
+    """Return latest values of a source that lets go what is older than 18:00 two days ago (UTC).
+
+    A file holds a day and is written anew if half of it goes: a cut that went by the time of day
+    would touch another number of files before noon than after it.
+    """
+    retention_us = now_us % DAY_US + DAY_US + DAY_US // 4
+    return {
+        **DOCUMENT,
+        "sources": {"clicks": {**DOCUMENT["sources"]["clicks"], "retention": f"{retention_us}us"}},
+        "views": {"last": DOCUMENT["views"]["last"]},
+        "services": {"s": {"features": [f"last.{f}" for f in ("x", "n", "text")]}},
+    }
+
 
 LINEAGE: dict[str, Any] = {
     "service": "s",
