@@ -35,7 +35,7 @@ ASK_S = 5.0
 ANSWER_S = 10.0
 """What it may take beyond that until the arbiter counts as out of reach."""
 RETRY_S, RETRY_MAX_S = 0.1, 1.0
-"""Pauses after a failed try; well below `shared.SILENT_S`, so that who pauses isn't taken for gone."""
+"""Pauses after a failed try; well below `shared.SILENT_S`: who pauses isn't taken for gone."""
 ALONE_S = 0.1
 """How often a daemon that decides by itself looks whether it has become a member."""
 BLOB_S = 600.0

@@ -3,12 +3,17 @@
 import asyncio
 import os
 import signal
+from pathlib import Path
 
 import pytest
 
 from mlpd.daemon import process
 from mlpd.daemon.process import Child
 from tests.conftest import until
+
+
+def stopped(pid: int) -> bool:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
 
 
 async def test_a_child_is_reaped_though_whoever_has_it_is_cancelled_twice(
@@ -21,6 +26,8 @@ async def test_a_child_is_reaped_though_whoever_has_it_is_cancelled_twice(
     async def work() -> None:
         async with child:
             os.kill(child.pid, signal.SIGSTOP)  # it hears of SIGTERM no more: SIGKILL is needed
+            # Of two signals that wait, Linux would deliver SIGTERM first.
+            await until(lambda: stopped(child.pid))
             entered.set()
             await asyncio.Event().wait()
 
