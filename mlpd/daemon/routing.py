@@ -1,6 +1,7 @@
 """Routing as it is here: which entities the events, services and routes that run concern."""
 
 from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,8 +10,10 @@ from mlpd.core.columns import Column
 from mlpd.core.errors import MlpdError
 from mlpd.core.routing import NO_SLOT, Entities, Routing, distinct, home_slot, key_slots
 from mlpd.core.specs import Closure, EntitySpec
-from mlpd.daemon.routes import Routes
 from mlpd.features.catalog import Catalog
+
+if TYPE_CHECKING:  # a child that asks what events concern imports nothing that serves: 0.2 s
+    from mlpd.daemon.routes import Routes
 
 
 def concerned_by(catalog: Catalog, source: str) -> Entities:
@@ -43,7 +46,7 @@ def source_routing(catalog: Catalog) -> Routing:
     return Routing(sources, {}, {}, {})
 
 
-def build_routing(catalog: Catalog, routes: Routes) -> Routing:
+def build_routing(catalog: Catalog, routes: "Routes") -> Routing:
     """Return how all requests are split; some 10 us per name."""
     definitions = catalog.definitions
     features: dict[str, Entities] = {name: (plan.entity,) for name, plan in catalog.views.items()}
@@ -56,7 +59,7 @@ def build_routing(catalog: Catalog, routes: Routes) -> Routing:
     )
 
 
-def _routes(catalog: Catalog, routes: Routes) -> Iterable[tuple[str, Entities]]:
+def _routes(catalog: Catalog, routes: "Routes") -> Iterable[tuple[str, Entities]]:
     for name in sorted(route["name"] for route in routes.all()):
         try:
             served = routes.served(name)

@@ -74,6 +74,17 @@ def test_the_process_of_a_daemon_imports_nothing_heavy() -> None:
     assert not loaded & set(HEAVY)
 
 
+def test_a_child_that_joins_imports_nothing_that_serves() -> None:
+    script = (
+        "import sys\n"
+        "from mlpd.daemon import history_child, home_child\n"
+        "print(*sorted({'onnxruntime', 'aiohttp', 'mlpd.daemon.routes'} & set(sys.modules)))\n"
+    )
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == "\n"
+
+
 async def test_a_restart_serves_the_same_bits(open_daemon: Any) -> None:
     async with open_daemon() as daemon:
         await daemon.definitions.apply(document())
