@@ -43,23 +43,26 @@ def serve(
     With --follow it is a follower, for good: started again, it needs the option no more.  mlpd
     shard promote makes it the owner.
     """
-    import asyncio
-
     from mlpd.cli.log import set_up_logging
-    from mlpd.cluster.replica.beside import Companion
     from mlpd.core.config import Config, load_config, with_server
-    from mlpd.http.run import serve as run
 
     set_up_logging(verbose=verbose)
     settings = with_server(
         Config() if config is None else load_config(config), host=host, port=port
     )
 
+    if discard and follow is None:
+        raise click.UsageError("--discard goes with --follow URL")
+
+    # After the settings: what is wrong with them is told before a second of imports.
+    import asyncio
+
+    from mlpd.cluster.replica.beside import Companion
+    from mlpd.http.run import serve as run
+
     def on_ready(url: str) -> None:
         click.echo(f"mlpd is ready at {url}  (data: {data_dir}; Ctrl-C stops it)")
 
-    if discard and follow is None:
-        raise click.UsageError("--discard goes with --follow URL")
     told = partial(click.echo, err=True)
     companion = Companion(follow and follow.rstrip("/"), told, discard=discard)
     asyncio.run(run(settings, data_dir, on_ready, companion))
