@@ -81,7 +81,7 @@ def every(edge: Any) -> Iterator[None]:
     table._fetch, table._aliases = fetch, aliases
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def triton(edge: Any) -> Iterator[InferenceServerClient]:
     with InferenceServerClient(edge.host, concurrency=8) as client:
         yield client
