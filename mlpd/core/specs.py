@@ -299,10 +299,6 @@ class Definitions:
         """Return the job `name`, else raise NotFoundError(code="unknown_job")."""
         return _named(self.jobs, name, "job")
 
-    def views_of(self, source: str) -> list[ViewSpec]:
-        """Return the views that `source` feeds, in name order."""
-        return [v for _, v in sorted(self.views.items()) if v.source == source]
-
 
 @dataclass(frozen=True, slots=True)
 class Closure:

@@ -6,14 +6,12 @@ No tolerance: a difference of one unit in the last place is a difference.  All N
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mlpd.core.errors import ValidationError
-
-Result = Literal["match", "mismatch", "unavailable"]
 
 MISMATCHES_MAX: Final = 100
 """Mismatches described one by one; the counters go on."""
@@ -79,33 +77,3 @@ def compare(
 def canonical_bits(values: NDArray[np.float64]) -> NDArray[np.int64]:
     """Return the float64s' bits, every NaN as the one that numpy writes."""
     return np.where(np.isnan(values), np.nan, values).view(np.int64)
-
-
-class ConsistencyTotals:
-    """What all comparisons of a daemon found so far.  One thread at a time.
-
-    `by_result` is what `mlpd_consistency_rows_total{result}` shows: rows that matched, that didn't,
-    and that couldn't be recomputed (their events are erased or past retention).
-    """
-
-    def __init__(self) -> None:
-        self.by_result: dict[Result, int] = {"match": 0, "mismatch": 0, "unavailable": 0}
-        self.values = 0
-        self.mismatched_values = 0
-        self.by_feature: dict[str, int] = {}
-        self.last_mismatches: tuple[Mismatch, ...] = ()
-
-    def add(self, comparison: Comparison) -> None:
-        """Add one comparison; the latest mismatches, at most 100, are kept."""
-        self.by_result["match"] += comparison.rows - comparison.mismatched_rows
-        self.by_result["mismatch"] += comparison.mismatched_rows
-        self.values += comparison.values
-        self.mismatched_values += comparison.mismatched_values
-        for feature, count in comparison.by_feature.items():
-            self.by_feature[feature] = self.by_feature.get(feature, 0) + count
-        kept = (*self.last_mismatches, *comparison.mismatches)
-        self.last_mismatches = kept[-MISMATCHES_MAX:]
-
-    def add_unavailable(self, rows: int) -> None:
-        """Note rows that could not be recomputed."""
-        self.by_result["unavailable"] += rows

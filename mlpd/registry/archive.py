@@ -34,7 +34,6 @@ MANIFEST_BYTES_MAX = 1 << 20
 _BLOB = re.compile(r"blobs/sha256/([0-9a-f]{64})")
 _FOLDERS = ("", ".", "blobs", "blobs/sha256")
 _TEXTS = ("oci-layout", "index.json")
-_CHUNK_BYTES = 1 << 20
 
 
 def write_archive(

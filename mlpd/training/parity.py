@@ -12,8 +12,6 @@ from mlpd.training.trees import Tree, TreeModel, parse_model
 
 Floats = NDArray[np.float64]
 
-SAMPLE_ROWS_MIN = 10_000
-"""Training rows that a certificate wants; a smaller training set gives all that it has."""
 EDGE_ROWS_MAX = 40_000
 _VALUES_PER_SET = 6
 _ROWS_PER_ODD = 16

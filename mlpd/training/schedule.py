@@ -231,11 +231,6 @@ class Manual:
 Schedule = Cron | Interval | NewRows | Watermark | After | Manual
 
 
-def next_due(schedule: Schedule, t_us: int) -> int | None:
-    """Return the first due time > `t_us`, None where time alone doesn't decide."""
-    return next(iter(next_dues(schedule, t_us, 1)), None)
-
-
 def next_dues(schedule: Schedule, t_us: int, count: int) -> list[int]:
     """Return the first `count` due times > `t_us`, none where time alone doesn't decide."""
     found: list[int] = []

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlpd.core.errors import ValidationError
-from mlpd.monitoring.consistency import MISMATCHES_MAX, ConsistencyTotals, Mismatch, compare
+from mlpd.monitoring.consistency import MISMATCHES_MAX, Mismatch, compare
 
 VALUES = st.one_of(st.floats(), st.sampled_from([0.0, -0.0, 1.0, math.nan]))
 
@@ -55,19 +55,12 @@ def test_all_nans_are_one_value() -> None:
     assert found.mismatched_values == 0
 
 
-def test_totals_add_up_and_keep_the_latest_mismatches() -> None:
-    totals = ConsistencyTotals()
-    rows = 80
+def test_all_are_counted_and_the_first_hundred_described() -> None:
+    rows = MISMATCHES_MAX + 60
     ids = [str(index) for index in range(rows)]
-    for offset in (1.0, 2.0):
-        totals.add(compare(ids, ["a"], np.zeros((rows, 1)), np.full((rows, 1), offset)))
-    totals.add(compare(["x"], ["a"], np.ones((1, 1)), np.ones((1, 1))))
-    totals.add_unavailable(3)
-    assert totals.by_result == {"match": 1, "mismatch": 160, "unavailable": 3}
-    assert (totals.values, totals.mismatched_values) == (161, 160)
-    assert totals.by_feature == {"a": 160}
-    assert len(totals.last_mismatches) == MISMATCHES_MAX
-    assert totals.last_mismatches[-1].recomputed == 2.0
+    found = compare(ids, ["a"], np.zeros((rows, 1)), np.ones((rows, 1)))
+    assert (found.mismatched_rows, found.by_feature) == (rows, {"a": rows})
+    assert [m.prediction_id for m in found.mismatches] == ids[:MISMATCHES_MAX]
 
 
 def test_matrices_of_other_shapes_or_types_are_refused() -> None:

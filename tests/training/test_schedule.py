@@ -16,7 +16,7 @@ from mlpd.training.schedule import (
     Manual,
     NewRows,
     due,
-    next_due,
+    next_dues,
     parse_schedule,
 )
 
@@ -415,18 +415,18 @@ def test_new_rows_are_due_by_count() -> None:
     schedule = NewRows(100, "departures")
     assert due(schedule, 10, 20, new=99) == []
     assert due(schedule, 10, 20, new=100) == [DataInterval(10, 20)]
-    assert next_due(schedule, 10) is None
+    assert next_dues(schedule, 10, 1) == []
 
 
 def test_a_manual_job_is_never_due() -> None:
     assert due(Manual(), 0, 10**15, "all:5") == []
-    assert next_due(Manual(), 0) is None
+    assert next_dues(Manual(), 0, 1) == []
 
 
 def test_next_due_is_that_of_the_schedule() -> None:
     at = us("2013-10-02T03:00:00Z")
-    assert next_due(Cron.parse("0 3 * * *"), at - 5) == at
-    assert next_due(Interval(DAY_US, 3 * 60 * MINUTE_US), at - 5) == at
+    assert next_dues(Cron.parse("0 3 * * *"), at - 5, 1) == [at]
+    assert next_dues(Interval(DAY_US, 3 * 60 * MINUTE_US), at - 5, 1) == [at]
 
 
 @pytest.mark.parametrize("catch_up", ["", "none", "all", "all:", "all:0", "all:367", "all:-1"])

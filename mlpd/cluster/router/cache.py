@@ -11,8 +11,6 @@ from mlpd.core.hashing import SLOTS
 Stamp = tuple[int, ...]
 """How often what a row is made of had changed: all of it, then each of its slots."""
 
-AGE_MAX_S = 3600.0
-
 
 class Row(NamedTuple):
     """What a read answered for one row; `layout` names the values: of columns, of event times."""

@@ -34,7 +34,6 @@ UPLOAD_BYTES_MAX = 1 << 30
 """Of a body that is written to a file; each daemon has a limit of its own below."""
 SMALL_BYTES = 1 << 20
 """Answers up to here are held in memory."""
-PING_S = 2.0
 LONG_S = r.LONG_S
 CALL_S = 60.0
 
