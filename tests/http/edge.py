@@ -20,6 +20,7 @@ from mlpd.core.config import (
     MonitoringConfig,
     RegistryConfig,
     ServerConfig,
+    TrainingConfig,
 )
 from mlpd.core.definitions import build_document
 from mlpd.core.time import DAY_US, SECOND_US
@@ -118,6 +119,7 @@ def serve(
         limits=LimitsConfig(*(60 * SECOND_US,) * 3),  # a slow machine is no crowd
         monitoring=MonitoringConfig(audit_us=DAY_US),  # no child of its own between tests
         registry=RegistryConfig(**registry or {}),
+        training=TrainingConfig(idle=False, nice=0),  # nor does training wait for an idle one
     )
     started: list[Edge | BaseException] = []
     up, stop = threading.Event(), asyncio.Event()
