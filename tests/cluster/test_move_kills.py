@@ -113,35 +113,47 @@ def make_cluster(m: Any, members: dict[str, Process]) -> ShardMap:
     return made
 
 
+def move_whole(made: ShardMap) -> tuple[ShardMap, list[str]]:
+    """Move to b; return the new map and the steps after which a daemon may be killed."""
+    hook, steps = t.ends_at(0)
+    made, _ = t.move(made, MOVED, "b", hook)
+    return made, [step for step in steps if step.startswith("after")]
+
+
+def move_killed(
+    made: ShardMap, members: dict[str, Process], steps: list[str], rng: random.Random
+) -> tuple[ShardMap, str]:
+    """Move to the other one of a and b, and again as one of them is killed after a random step."""
+    target = "b" if made.owner(MOVED[0]).name == "a" else "a"
+    number, victim = rng.randrange(len(steps)) + 1, rng.choice("ab")
+    count = 0
+
+    def strike(step: str) -> None:
+        nonlocal count
+        count += step.startswith("after")
+        if count == number and step.startswith("after"):
+            members[victim].kill()
+
+    with suppress(MlpdError):
+        t.move(made, MOVED, target, strike)
+    members[victim].start()
+    made, _ = t.move(made, MOVED, target)
+    assert made.owner(MOVED[0]).name == target
+    return made, f"{victim} killed {steps[number - 1]}"
+
+
 def test_daemons_that_are_killed_at_any_step_hold_all_afterwards(
     members: dict[str, Process], cluster_module: Any
 ) -> None:
     urls = [process.url for process in members.values()]
     made = make_cluster(cluster_module, members)
     want = fill(urls)
-    hook, steps = t.ends_at(0)
-    made, _ = t.move(made, MOVED, "b", hook)
-    steps = [step for step in steps if step.startswith("after")]
+    made, steps = move_whole(made)
     rng = random.Random(PROFILE)
     for _ in range(KILLS):
-        source = made.owner(MOVED[0]).name
-        target = "b" if source == "a" else "a"
-        number, victim = rng.randrange(len(steps)) + 1, rng.choice("ab")
-        count = 0
-
-        def strike(step: str, number: int = number, victim: str = victim) -> None:
-            nonlocal count
-            count += step.startswith("after")
-            if count == number and step.startswith("after"):
-                members[victim].kill()
-
-        with suppress(MlpdError):
-            t.move(made, MOVED, target, strike)
-        members[victim].start()
-        made, _ = t.move(made, MOVED, target)
-        assert made.owner(MOVED[0]).name == target
+        made, killed = move_killed(made, members, steps, rng)
         assert not pending_at(made)
-        assert t.counts_of(urls) == want, (number, victim, steps[number - 1])
+        assert t.counts_of(urls) == want, killed
 
 
 def serve(members: dict[str, Process], m: Any, archive: bytes) -> ShardMap:
@@ -184,27 +196,10 @@ def test_no_kill_loses_or_doubles_what_was_served(
         labelled.extend(new[::2])
 
     serve_more()
-    hook, steps = t.ends_at(0)
-    made, _ = t.move(made, MOVED, "b", hook)
-    steps = [step for step in steps if step.startswith("after")]
+    made, steps = move_whole(made)
     rng = random.Random(f"served {PROFILE}")
     for _ in range(KILLS):
-        source = made.owner(MOVED[0]).name
-        target = "b" if source == "a" else "a"
-        number, victim = rng.randrange(len(steps)) + 1, rng.choice("ab")
-        count = 0
-
-        def strike(step: str, number: int = number, victim: str = victim) -> None:
-            nonlocal count
-            count += step.startswith("after")
-            if count == number and step.startswith("after"):
-                members[victim].kill()
-
-        with suppress(MlpdError):
-            t.move(made, MOVED, target, strike)
-        members[victim].start()
-        made, _ = t.move(made, MOVED, target)
-        assert made.owner(MOVED[0]).name == target
+        made, _ = move_killed(made, members, steps, rng)
         t.check_served(urls, ids, labelled)
         serve_more()
     t.check_served(urls, ids, labelled)
