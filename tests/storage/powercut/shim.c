@@ -33,6 +33,8 @@
 enum { CREATE = 'C', WRITE = 'W', DURABLE = 'D', SIZE = 'T', FLUSH = 'S', FLUSHED = 'E',
        RENAME = 'R', UNLINK = 'U', LINK = 'L', MKDIR = 'M', MAP = 'P', TOLD = 'A' };
 
+enum { SEEN_MAX = 4096 };
+
 struct record {
     uint32_t bytes, kind, first_path, second_path;
     uint64_t inode, thread;
@@ -52,6 +54,7 @@ struct control {
     int64_t failed;          /* operations that failed so far */
     char kinds[32];          /* kinds that fail */
     char path[256];          /* ... below paths that contain this */
+    char seen[SEEN_MAX];     /* kind of the n-th operation, while n is below SEEN_MAX */
     int64_t ready;           /* the lock is made */
     pthread_mutex_t lock;    /* held from a change to its record, by all processes */
 };
@@ -181,6 +184,7 @@ static void die(void) {
 static int step(int kind, const char *path, int synchronous) {
     if (!control) return 0;
     int64_t n = __atomic_add_fetch(&control->operations, 1, __ATOMIC_SEQ_CST);
+    if (n < SEEN_MAX) control->seen[n] = (char)kind;
     if (control->kill_at && n == control->kill_at) {
         if (!control->torn) die();
         if (kind == WRITE) return 1;

@@ -91,6 +91,7 @@ class Control(ctypes.Structure):
         ("failed", ctypes.c_int64),
         ("kinds", ctypes.c_char * 32),
         ("path", ctypes.c_char * 256),
+        ("seen", ctypes.c_ubyte * 4096),
         ("lock", ctypes.c_char * 128),  # the shim's own
     )
 

@@ -1,10 +1,12 @@
-"""Child of the sweeps, under the shim: one process for every operation on a file, ended there.
+"""Child of the sweeps, under the shim: one process for every state of the files, ended in it.
 
     python -m tests.storage.powercut.sweep_child SCENARIO BASE WORK CONTROL TORN
 
 BASE holds a data directory.  For k = 1, 2, ... a copy of it goes to WORK/k, and a process forked
 from this one is killed before its k-th operation of the scenario (TORN is `torn`: half-way through
-it, if it is a write), until one has fewer.  Prints how many there were, and at which it was killed.
+it, if it is a write), until one has fewer.  Left out are those that a first process, which isn't
+killed, shows to leave no state of their own.  Prints how many operations there were, and at which
+it was killed.
 """
 
 import asyncio
@@ -117,14 +119,36 @@ def run(scenario: str, root: Path, control: Control, at: int, torn: bool) -> int
     return os.waitstatus_to_exitcode(status)
 
 
+def kinds_of(scenario: str, base: Path, work: Path, control: Control) -> bytes:
+    """Return the kinds of the scenario's operations, in order; the letters of shim.c."""
+    root = work / "whole"
+    shutil.copytree(base, root)
+    assert run(scenario, root, control, 0, torn=False) == 0
+    shutil.rmtree(root)
+    assert control.operations < len(control.seen)
+    return bytes(control.seen[1 : control.operations + 1])
+
+
+def is_new(kinds: bytes, at: int, torn: bool) -> bool:
+    """Return whether a kill at the operation leaves what no other one does.
+
+    Only a write can be torn.  A flush changes nothing that a killed process leaves.
+    """
+    if torn:
+        return kinds[at - 1] == ord("W")
+    return at == 1 or kinds[at - 2] != ord("S")
+
+
 def main() -> None:
     scenario, base, work = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
     torn = sys.argv[5] == "torn"
     compact.SEGMENT_ROWS_MIN, segments.PURGE_RECORDS = SEGMENT_ROWS, PURGE_RECORDS
     erase.PAUSE_S = dropped.PAUSE_S = 0.0
     control = Control.from_buffer(map_file(Path(sys.argv[4])))
-    killed = []
+    kinds, killed = kinds_of(scenario, base, work, control), []
     for at in itertools.count(1):
+        if at <= len(kinds) and not is_new(kinds, at, torn):
+            continue
         root = work / str(at)
         shutil.copytree(base, root)
         ended = run(scenario, root, control, at, torn)
@@ -133,7 +157,8 @@ def main() -> None:
             killed.append(at)
         elif control.operations < at:
             break
-        else:  # torn, and not a write
+        else:  # not a write this time
+            assert torn
             shutil.rmtree(root)
     sys.stdout.write(json.dumps([at - 1, killed]))
 
