@@ -45,9 +45,14 @@ class AdaptiveLimit:
         """Whether half of what may be under way is: what can wait should.  Any thread."""
         return 2 * self.in_flight >= self.limit
 
+    @property
+    def is_full(self) -> bool:
+        """Whether no request more may enter."""
+        return self.in_flight >= self.limit
+
     def check(self) -> None:
         """Raise OverloadedError(code="too_many_requests") if no request more may enter."""
-        if self.in_flight < self.limit:
+        if not self.is_full:
             return
         self._full = True
         self.refused += 1

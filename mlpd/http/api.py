@@ -44,6 +44,16 @@ def build_routes(daemon: Daemon) -> list[Route]:
     Only `public` routes, which are about health, answer while it is starting or stopping; some
     alone do where it isn't the owner of its shard.
     """
+    turn = Turn()
+    return [_gated(route, daemon, turn) for route in _build_table(daemon)]
+
+
+def describe_routes() -> list[Route]:
+    """Return the table of no daemon, for whoever describes it or has handlers of its own."""
+    return _build_table(None)  # type: ignore[arg-type]  # handlers only keep it
+
+
+def _build_table(daemon: Daemon) -> list[Route]:
     document: dict[str, Any] = {}
     routes = [
         *_build_store(daemon),
@@ -55,13 +65,7 @@ def build_routes(daemon: Daemon) -> list[Route]:
         *_build_inference(daemon),
     ]
     document.update(build_openapi(routes))
-    turn = Turn()
-    return [_gated(route, daemon, turn) for route in routes]
-
-
-def describe_routes() -> list[Route]:
-    """Return the table of no daemon, for whoever describes it or has handlers of its own."""
-    return build_routes(None)  # type: ignore[arg-type]  # handlers only keep it
+    return routes
 
 
 def _build_store(daemon: Daemon) -> list[Route]:
@@ -460,7 +464,8 @@ def _gated(route: Route, daemon: Daemon, turn: Turn) -> Route:
     """Return the route so that it answers 503 while the daemon isn't ready or a crowd is full."""
     if route.scope == "public":
         return route
-    handler, load = route.handler, route.load
+    handler = route.handler
+    limit = None if route.load is None else daemon.limits[route.load]
     if route.shared:
         handler = decided_by_arbiter(route, handler, daemon)
 
@@ -472,8 +477,8 @@ def _gated(route: Route, daemon: Daemon, turn: Turn) -> Route:
             )
         if not daemon.roles.is_open:
             check_role(daemon, route)
-        if load is None:
+        if limit is None:
             return await handler(request)
-        return await admit(request, handler, daemon.limits[load], turn)
+        return await admit(request, handler, limit, turn)
 
-    return replace(route, handler=serve)
+    return replace(route, handler=serve, limit=limit)

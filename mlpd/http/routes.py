@@ -10,6 +10,7 @@ from typing import Literal
 
 from aiohttp import web
 
+from mlpd.core.limits import AdaptiveLimit
 from mlpd.http.shapes import NOTHING, Shape
 
 Scope = Literal["public", "read", "ingest", "predict", "admin"]
@@ -31,9 +32,10 @@ class Route:
     instead.  `answer`: the fields of the answer, None when it is no object of JSON or msgpack but
     of the media types in `produces`.  `consumes`: media types of a body that is written to a file
     as it comes, under a limit of its own.  `load`: the crowd that it belongs to; None for health,
-    administration and joins.  `keeps_nothing`: a request that only computes or waits, although
-    others of its scope do more.  `shared`: of several members of a cluster the arbiter answers.
-    `anywhere`: it is answered by whoever isn't the shard's owner, too.
+    administration and joins.  `limit`: that crowd's, where it is served.  `keeps_nothing`: a
+    request that only computes or waits, although others of its scope do more.  `shared`: of several
+    members of a cluster the arbiter answers.  `anywhere`: it is answered by whoever isn't the
+    shard's owner, too.
     """
 
     method: str
@@ -47,6 +49,7 @@ class Route:
     produces: tuple[str, ...] = ()
     consumes: tuple[str, ...] = ()
     load: Load | None = None
+    limit: AdaptiveLimit | None = None
     keeps_nothing: bool = False
     shared: bool = False
     anywhere: bool = False

@@ -16,19 +16,17 @@ import socket
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
 
 from aiohttp import web
 
 from mlpd.core.config import ServerConfig
 from mlpd.core.errors import InternalError, MlpdError, NotFoundError, UnavailableError
-from mlpd.core.media import JSON
 from mlpd.core.trace import TRACEPARENT, Span, set_span
+from mlpd.http.connection import Door, Site
 from mlpd.http.routes import Handler, Route
 from mlpd.http.security import HostGuard
 from mlpd.http.slow import SlowLog
-from mlpd.http.wire import BODY_BYTES_MAX, check_length, encode
-from mlpd.serving.oip_metadata import error_document
+from mlpd.http.wire import BODY_BYTES_MAX, check_length, encode_error
 
 Observe = Callable[[str, int, float], None]
 """Called after every request with (route path, status, seconds)."""
@@ -37,9 +35,6 @@ _log = logging.getLogger("mlpd.http")
 _SOCKET_MODE = 0o600
 _SOCKET_PATH_BYTES_MAX = 107
 """What the kernel takes; a daemon in a deeper directory serves TCP alone."""
-_BACKLOG = 1024
-_KEEPALIVE_S = 75.0
-_LINE_BYTES_MAX = 8190
 _CLIENT_GONE = 499
 """Status counted for a request whose client went away."""
 
@@ -55,7 +50,9 @@ class HttpServer:
         self._app = web.Application(client_max_size=config.body_bytes_max)
         self._app[BODY_BYTES_MAX] = config.body_bytes_max
         self._unattended: set[asyncio.Task[web.StreamResponse]] = set()
-        self._add_routes(list(routes))
+        routes = list(routes)
+        self._door = Door(routes, observe)
+        self._add_routes(routes)
         self._runner: web.AppRunner | None = None
         self._socket_path: Path | None = None
         self.url = ""
@@ -68,15 +65,12 @@ class HttpServer:
         tcp = _bind_tcp(self._config.host, self._config.port)
         self._runner = web.AppRunner(
             self._app,
-            access_log=None,
             handle_signals=False,
             handler_cancellation=True,
-            keepalive_timeout=_KEEPALIVE_S,
-            max_line_size=_LINE_BYTES_MAX,
             shutdown_timeout=self._config.drain_timeout_us / 1e6,
         )
         await self._runner.setup()
-        await web.SockSite(self._runner, tcp, backlog=_BACKLOG).start()
+        await Site(self._runner, tcp, self._door).start()
         host, port = tcp.getsockname()[:2]
         self.url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
         if socket_path is None:
@@ -85,7 +79,7 @@ class HttpServer:
             _log.warning("no unix socket: the path %s is too long for one", socket_path)
             return
         self._socket_path = socket_path
-        await web.SockSite(self._runner, _bind_unix(socket_path), backlog=_BACKLOG).start()
+        await Site(self._runner, _bind_unix(socket_path), self._door).start()
 
     async def stop(self) -> None:
         """Stop accepting, wait for requests under way up to the drain timeout, close."""
@@ -170,12 +164,9 @@ class HttpServer:
 
 
 def error_response(error: MlpdError, *, plain: bool = False) -> web.Response:
-    """Return the answer for an error: `{"error": {...}}`, or `{"error": "text"}` when `plain`."""
-    document: dict[str, Any] = error_document(error) if plain else {"error": error.to_dict()}
-    headers = {"Content-Type": JSON}
-    if error.status == UnavailableError.status:
-        headers["Retry-After"] = str(max(1, round(error.details.get("retry_after_s", 1))))
-    return web.Response(body=encode(document, JSON), status=error.status, headers=headers)
+    """Return the answer for an error, see `encode_error`."""
+    body, headers = encode_error(error, plain=plain)
+    return web.Response(body=body, status=error.status, headers=headers)
 
 
 def _is_plain(request: web.Request) -> bool:

@@ -17,11 +17,18 @@ import numpy as np
 from aiohttp import web
 
 from mlpd.core.deadlines import too_late
-from mlpd.core.errors import InvalidRequestError, TooLargeError, ValidationError
+from mlpd.core.errors import (
+    InvalidRequestError,
+    MlpdError,
+    TooLargeError,
+    UnavailableError,
+    ValidationError,
+)
 from mlpd.core.media import JSON, MSGPACK, OCTETS
 from mlpd.http.admission import enter, note_patience
 from mlpd.http.encoding import encode_in_turns, encode_json, encode_msgpack
 from mlpd.http.shapes import Shape
+from mlpd.serving.oip_metadata import error_document
 
 _MSGPACK_NAMES = (MSGPACK, "application/x-msgpack", "application/vnd.msgpack")
 
@@ -168,6 +175,19 @@ def accepted(request: web.Request) -> str:
 def encode(value: Any, kind: str) -> bytes:
     """Return the bytes of `value`; numpy arrays become lists."""
     return encode_msgpack(value) if kind == MSGPACK else encode_json(value)
+
+
+def encode_error(error: MlpdError, *, plain: bool) -> tuple[bytes, dict[str, str]]:
+    """Return body and headers of an error's answer.
+
+    The body is `{"error": {...}}`, or as the inference protocol has it, `{"error": "text"}`, when
+    `plain`.
+    """
+    document: dict[str, Any] = error_document(error) if plain else {"error": error.to_dict()}
+    headers = {"Content-Type": JSON}
+    if error.status == UnavailableError.status:
+        headers["Retry-After"] = str(max(1, round(error.details.get("retry_after_s", 1))))
+    return encode(document, JSON), headers
 
 
 async def send_file(

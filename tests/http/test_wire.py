@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 from mlpd.core.config import ServerConfig
 from mlpd.core.errors import ForbiddenError, InvalidRequestError, ValidationError
 from mlpd.core.media import JSON, MSGPACK
-from mlpd.http.api import build_routes
+from mlpd.http.api import describe_routes
 from mlpd.http.security import HostGuard
 from mlpd.http.shapes import Field, Shape, rows_of_columns
 from mlpd.http.wire import accepted, decode, encode
 
-SHAPES = [r.body for r in build_routes(None) if r.body is not None]  # type: ignore[arg-type]
+SHAPES = [r.body for r in describe_routes() if r.body is not None]
 scalars = st.none() | st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.floats() | st.text()
 values = st.recursive(
     scalars, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=20

@@ -130,16 +130,16 @@ class Router:
         elif handler is None:
             handler = functools.partial(getattr(self._relay, way), route=route)
         shapes = _SHAPES.get(call, {})
-        return replace(route, handler=self._gated(route, handler), **shapes)
+        limit = None if route.load is None else self.limits[route.load]
+        return replace(route, handler=self._gated(route, handler, limit), limit=limit, **shapes)
 
-    def _gated(self, route: Route, handler: Handler) -> Handler:
+    def _gated(self, route: Route, handler: Handler, limit: AdaptiveLimit | None) -> Handler:
         """Return the handler so that it answers 503 until the map is known, or a crowd is full.
 
         Its description is the daemon's.
         """
         if route.scope == "public":
             return functools.wraps(route.handler)(_calling(handler))
-        limit = None if route.load is None else self.limits[route.load]
 
         @functools.wraps(route.handler)
         async def serve(request: web.Request) -> web.StreamResponse:
