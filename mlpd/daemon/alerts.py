@@ -128,16 +128,28 @@ class Alerts:
         }
 
     async def silence(
-        self, matchers: Mapping[str, object], *, lasts_us: int, by: str, why: str
+        self,
+        matchers: Mapping[str, object],
+        *,
+        lasts_us: int,
+        by: str,
+        why: str,
+        silence_id: str | None = None,
     ) -> dict[str, Any]:
         """Silence alerts from now on; durable on return.  Raises as `make_silence`.
 
-        Those that are over are removed with the same write.
+        Those that are over are removed with the same write.  One whose `silence_id` is there
+        already is returned as it is; ConflictError(code="known_silence") if it silences others.
         """
         now_us = self._clock()
-        self._silences.check_room(now_us)
         found = check_matchers(matchers)
-        silence = make_silence(found, now_us=now_us, lasts_us=lasts_us, by=by, why=why)
+        silence = make_silence(
+            found, now_us=now_us, lasts_us=lasts_us, by=by, why=why, silence_id=silence_id
+        )
+        known = self._silences.find(silence.silence_id, found)
+        if known is not None:
+            return known.describe()
+        self._silences.check_room(now_us)
         ended = self._silences.ended(now_us)
         rows: _Rows = {_silence_key(old): None for old in ended}
         rows[_silence_key(silence)] = silence.encode()

@@ -266,7 +266,7 @@ class Daemon:
             lambda txn, keys: self.ownership.note_changed(txn, PREDICTION, keys),
         )
         self.unit_outcomes = UnitOutcomes(
-            self.experiments, self.environment, self.writer, self.ownership
+            self.experiments, self.environment, self.writer, self.ownership, self.parts
         )
         self.recount = Recount(
             *(self.environment, self.ownership, self.predictions),

@@ -6,6 +6,7 @@ order has come, and can be done again, so a start goes on where a kill has left 
 
 import asyncio
 import logging
+import re
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -16,7 +17,13 @@ import msgpack
 
 from mlpd.core.columns import DType
 from mlpd.core.convert import column_of
-from mlpd.core.errors import MlpdError, NotFoundError, OverloadedError, ValidationError
+from mlpd.core.errors import (
+    ConflictError,
+    MlpdError,
+    NotFoundError,
+    OverloadedError,
+    ValidationError,
+)
 from mlpd.core.hashing import canonical_json, sha256_digest
 from mlpd.core.keys import encode_entity, online_keys
 from mlpd.core.time import Clock, format_time
@@ -58,6 +65,7 @@ CAVEATS = (
 
 T = TypeVar("T")
 _PREFIX = b"erase/"
+_ID = re.compile(r"[0-9a-f]{32}")
 _log = logging.getLogger("mlpd.erase")
 
 
@@ -143,14 +151,18 @@ class Erase:
         self._tasks: set[asyncio.Task[dict[str, Any]]] = set()
         self._failed = asyncio.Event()
 
-    async def run(self, entity: str, keys: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    async def run(
+        self, entity: str, keys: Sequence[Mapping[str, Any]], *, order_id: str | None = None
+    ) -> dict[str, Any]:
         """Erase entities by their keys, one object of key columns each; return the receipt.
 
+        `order_id`: 32 hex digits, by which all members of a cluster know the order; None: drawn.
         Goes on if the caller goes away.  Raises NotFoundError(code="unknown_entity"),
-        ValidationError, OverloadedError(code="erase_queue_full"), and what a step raises: the order
-        stays then, with its id in the error's details, and is tried again.
+        ValidationError, ConflictError(code="known_erasure"),
+        OverloadedError(code="erase_queue_full"), and what a step raises: the order stays then, with
+        its id in the error's details, and is tried again.
         """
-        order = self._order(entity, keys)
+        order = self._order(entity, keys, secrets.token_hex(16) if order_id is None else order_id)
         if len(self._tasks) >= WAITING_MAX:
             raise OverloadedError(
                 f"{WAITING_MAX} orders to erase are waiting", code="erase_queue_full"
@@ -216,7 +228,13 @@ class Erase:
         fields: dict[str, Any] = msgpack.unpackb(stored)
         return fields
 
-    def _order(self, entity: str, keys: Sequence[Mapping[str, Any]]) -> Order:
+    def _order(self, entity: str, keys: Sequence[Mapping[str, Any]], order_id: str) -> Order:
+        if not _ID.fullmatch(order_id):
+            raise ValidationError(
+                f"the id of an order is {order_id[:60]!r}, not 32 hex digits",
+                code="wrong_order_id",
+                hint="Leave it out, and one is drawn.",
+            )
         spec = self._state.catalog.definitions.entity(entity)
         if not 1 <= len(keys) <= KEYS_MAX:
             raise ValidationError(
@@ -241,7 +259,7 @@ class Erase:
                 f"a key of entity {entity!r} is null", code="wrong_entity_key", hint="It is none."
             )
         typed = [[name, str(dtype)] for name, dtype in spec.keys]
-        return Order(secrets.token_hex(16), entity, typed, rows, self._clock())
+        return Order(order_id, entity, typed, rows, self._clock())
 
     def _end(self, task: "asyncio.Task[dict[str, Any]]") -> None:
         self._tasks.discard(task)
@@ -260,6 +278,12 @@ class Erase:
 
     def _register(self, txn: WriteTransaction, *, order: Order) -> Order:
         """Fix the cut, and remove the rows of the entity's own views as of it."""
+        if txn.get(Table.META, _PREFIX + order.id.encode()) is not None:
+            raise ConflictError(
+                f"there is an erasure {order.id} already",
+                code="known_erasure",
+                hint="GET /v1/erase/{order} shows it; to erase once more leave the id out.",
+            )
         keys = tuple(tuple(column) for column in order.columns)
         own = [
             view.view_id

@@ -18,6 +18,7 @@ from mlpd.daemon.experiments import Experiments
 from mlpd.daemon.live_experiment import LiveExperiment
 from mlpd.daemon.ownership import Ownership
 from mlpd.daemon.part import slots_moving
+from mlpd.daemon.parts import Parts
 from mlpd.experiments.records import UnitRecord, observe, retract
 from mlpd.experiments.spec import ExperimentSpec
 from mlpd.storage.environment import Environment
@@ -30,6 +31,8 @@ OUTCOMES_MAX = 10_000
 """Outcomes of one request."""
 UNIT_BYTES_MAX, ID_BYTES_MAX = 256, 100
 """A key has at most 511 bytes, of which a name takes 64 at most."""
+UNKNOWN, KNOWN, STORED = 0, 1, 2
+"""What a member says of an outcome: it never saw the unit, it did, it has one of this id."""
 _SLICE_ROWS = 100
 _SCAN_ROWS = 2_000
 
@@ -53,12 +56,15 @@ class UnitOutcomes:
         environment: Environment,
         writer: Writer,
         ownership: Ownership | None = None,
+        parts: Parts | None = None,
     ) -> None:
         self._experiments = experiments
         self._environment = environment
         self._writer = writer
         self._ownership = ownership
         self._ready = False
+        if parts is not None:
+            parts.offer("units", self._tell_known, name=str, outcomes=list)
 
     async def record(self, name: str, outcomes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Store outcomes `{"unit", "id", "values": {metric: value}}`; durable on return.
@@ -74,18 +80,8 @@ class UnitOutcomes:
                 code="interleaved",
                 hint="Send clicks as labels of the rows' predictions: POST /v1/feedback.",
             )
-        if not self._ready:
-            raise UnavailableError(
-                "units are being read again after the start",
-                code="rebuilding",
-                hint="Send the same outcomes in a moment.",
-            )
-        if len(outcomes) > OUTCOMES_MAX:
-            raise TooLargeError(
-                f"{len(outcomes)} outcomes in one request; the limit is {OUTCOMES_MAX}",
-                code="too_many_rows",
-                hint="Send them in parts.",
-            )
+        self._check_ready()
+        check_number(outcomes)
         rows, rejected = _parse(live, outcomes)
         replaced = await self._writer.write(
             lambda txn: self._put(txn, rows), size_bytes=128 * len(rows)
@@ -105,6 +101,31 @@ class UnitOutcomes:
                 raise slots_moving(None)
             self._ownership.note_changed(txn, OUTCOME, [row.key for row in rows])
         return [_put(txn, row) for row in rows]
+
+    async def _tell_known(self, asked: Mapping[str, Any]) -> list[int]:
+        """Return of each `[unit, id]` whether it can be taken here: UNKNOWN, KNOWN or STORED."""
+        self._check_ready()
+        outcomes = asked["outcomes"]
+        check_number(outcomes)
+        live, known = self._experiments.find(asked["name"]), []
+        for start in range(0, len(outcomes), _SLICE_ROWS):
+            part = outcomes[start : start + _SLICE_ROWS]
+            keys = [_key_of(live.spec, pair) for pair in part]
+            with self._environment.snapshot() as snapshot:
+                stored = snapshot.get_many(Table.UNITS, keys)
+            for (unit, _), value in zip(part, stored, strict=True):
+                is_known = live.records.get(unit) is not None
+                known.append(UNKNOWN if not is_known else KNOWN if value is None else STORED)
+            await asyncio.sleep(0)
+        return known
+
+    def _check_ready(self) -> None:
+        if not self._ready:
+            raise UnavailableError(
+                "units are being read again after the start",
+                code="rebuilding",
+                hint="Send the same outcomes in a moment.",
+            )
 
     def pause(self) -> None:
         """Refuse outcomes, as after a start, until those that came are taken in."""
@@ -147,6 +168,26 @@ class UnitOutcomes:
         except ValidationError:  # an earlier version took what this one refuses
             return False
         return True
+
+
+def check_number(outcomes: Sequence[Any]) -> None:
+    """Raise TooLargeError for more outcomes than one request may have."""
+    if len(outcomes) > OUTCOMES_MAX:
+        raise TooLargeError(
+            f"{len(outcomes)} outcomes in one request; the limit is {OUTCOMES_MAX}",
+            code="too_many_rows",
+            hint="Send them in parts.",
+        )
+
+
+def is_sound(outcome: Any) -> bool:
+    """Tell whether an outcome has a unit and an id by which it can be found; else it's refused."""
+    try:
+        _text(outcome["unit"], "unit", UNIT_BYTES_MAX)
+        _text(outcome["id"], "id", ID_BYTES_MAX)
+    except (ValidationError, LookupError, TypeError):
+        return False
+    return True
 
 
 def outcome_key(name: str, unit: str, outcome_id: str) -> bytes:
@@ -214,6 +255,12 @@ def _parse_row(live: LiveExperiment, outcome: Mapping[str, Any]) -> _Row:
     observe(record, spec.metrics, outcome["values"])  # raises for a value that is none
     values = {name: _as_floats(value) for name, value in outcome["values"].items()}
     return _Row(unit, outcome_key(spec.name, unit, outcome_id), values)
+
+
+def _key_of(spec: ExperimentSpec, pair: Any) -> bytes:
+    unit, outcome_id = pair if isinstance(pair, list) and len(pair) == 2 else (None, None)  # noqa: PLR2004
+    unit, outcome_id = _text(unit, "unit", UNIT_BYTES_MAX), _text(outcome_id, "id", ID_BYTES_MAX)
+    return outcome_key(spec.name, unit, outcome_id)
 
 
 def _as_floats(value: Any) -> float | list[float]:

@@ -24,6 +24,7 @@ SILENCE = Shape(
         "matchers": Field("object", "Label to pattern (a shell's); all must match.", required=True),
         "lasts": Field("text", "For how long, such as 2h; at most 90d.", required=True),
         "why": Field("text", "A reason, at most 500 characters."),
+        "id": Field("text", "16 hex digits, to send it again safely; drawn by default."),
     }
 )
 SILENCED = Shape(
@@ -58,6 +59,7 @@ class AlertHandlers:
             lasts_us=parse_duration(fields["lasts"], "lasts"),
             by=read_by(request),
             why=fields["why"] or "",
+            silence_id=fields["id"],
         )
         return await respond(request, made)
 

@@ -95,9 +95,14 @@ PART = Shape(
             "text",
             "Of what.",
             required=True,
-            choices=("performance", "drift", "experiment", "audit", "audit_run", "horizons"),
+            choices=(
+                *("performance", "drift", "experiment", "audit", "audit_run", "horizons"),
+                "units",
+            ),
         ),
-        "fields": Field("object", "Which: model, version, route, name or limit.", required=True),
+        "fields": Field(
+            "object", "Which: model, version, route, name, outcomes or limit.", required=True
+        ),
     }
 )
 GIVEN = Shape({"part": Field("any", "What adds up with those of other members.")})

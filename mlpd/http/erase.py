@@ -11,6 +11,7 @@ ORDER = Shape(
     {
         "entity": Field("text", "The entity, as defined.", required=True),
         "keys": Field("table", "1 to 100 keys, as rows or columns.", required=True),
+        "id": Field("text", "Of the order, 32 hex digits, never used before; drawn by default."),
     }
 )
 RECEIPT = Shape(
@@ -71,7 +72,8 @@ class EraseHandlers:
                 hint="When the move is done, send the order again to every shard, also to those "
                 "that have carried it out: the entity may have come back there.",
             )
-        receipt = await self._daemon.erase.run(fields["entity"], fields["keys"])
+        order = fields["entity"], fields["keys"]
+        receipt = await self._daemon.erase.run(*order, order_id=fields["id"])
         return await respond(request, receipt)
 
     async def list(self, request: web.Request) -> web.Response:

@@ -1,6 +1,7 @@
 """Silences: alerts with such labels are judged but told to nobody, for a time."""
 
 import os
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Final, Self
@@ -14,6 +15,7 @@ from mlpd.core.time import DAY_US, format_time
 SILENCES_MAX: Final = 1_000
 LASTS_US_MAX: Final = 90 * DAY_US
 WHY_CHARS_MAX: Final = 500
+_ID: Final = re.compile(r"[0-9a-f]{16}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +56,24 @@ class Silence:
 
 
 def make_silence(
-    matchers: Mapping[str, str], *, now_us: int, lasts_us: int, by: str, why: str
+    matchers: Mapping[str, str],
+    *,
+    now_us: int,
+    lasts_us: int,
+    by: str,
+    why: str,
+    silence_id: str | None = None,
 ) -> Silence:
-    """Return a silence from now on; raises ValidationError for one too long or without words."""
+    """Return a silence from now on; raises ValidationError for one too long or without words.
+
+    `silence_id`: 16 hex digits, drawn by default.
+    """
+    if silence_id is not None and not _ID.fullmatch(silence_id):
+        raise ValidationError(
+            f"the id of a silence is {silence_id[:60]!r}, not 16 hex digits",
+            code="wrong_silence_id",
+            hint="Leave it out, and one is drawn.",
+        )
     if not 0 < lasts_us <= LASTS_US_MAX:
         raise ValidationError(
             "a silence lasts at most 90 days",
@@ -65,7 +82,9 @@ def make_silence(
         )
     if len(why) > WHY_CHARS_MAX:
         raise ValidationError(f"'why' has over {WHY_CHARS_MAX} characters", code="why_too_long")
-    return Silence(os.urandom(8).hex(), dict(matchers), now_us, now_us + lasts_us, by, why)
+    return Silence(
+        silence_id or os.urandom(8).hex(), dict(matchers), now_us, now_us + lasts_us, by, why
+    )
 
 
 class Silences:
@@ -104,6 +123,20 @@ class Silences:
                 f"there is no silence {silence_id[:60]!r}",
                 code="unknown_silence",
                 hint="mlpd alerts list shows them.",
+            )
+        return found
+
+    def find(self, silence_id: str, matchers: Mapping[str, str]) -> Silence | None:
+        """Return the silence of this id, None if it is new.
+
+        Raises ConflictError(code="known_silence") if its matchers are others.
+        """
+        found = self._silences.get(silence_id)
+        if found is not None and found.matchers != matchers:
+            raise ConflictError(
+                f"there is a silence {silence_id} of other labels",
+                code="known_silence",
+                hint="Leave the id out, and another one is drawn.",
             )
         return found
 

@@ -3,6 +3,7 @@
 import asyncio
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -216,6 +217,14 @@ def send_split(made: ShardMap, running: list[edges.Edge], columns: dict[str, Any
         assert (status, answer["accepted"]) == (200, len(mine)), answer
         sent.append(len(mine))
     return sent
+
+
+def catch_up(running: list[edges.Edge]) -> None:
+    """Wait until all members have what was decided: one that was silent isn't waited for by it."""
+    until_s = time.monotonic() + 20.0
+    while len({e.daemon.shared.describe()["revision"] for e in running}) > 1:
+        assert time.monotonic() < until_s, [e.daemon.shared.describe() for e in running]
+        time.sleep(0.01)
 
 
 def serve_person(edge: edges.Edge, archive: bytes) -> None:

@@ -1,7 +1,6 @@
 """What members know of the same thing adds up to what one daemon knows that served it all."""
 
 import random
-import time
 from typing import Any
 
 import pytest
@@ -32,14 +31,6 @@ def people(n: int) -> list[dict[str, Any]]:
     return [*rows, *rng.sample(rows, n // 3)]
 
 
-def catch_up(trio: Any) -> None:
-    """Wait until all members have what was decided: one that was silent isn't waited for by it."""
-    until_s = time.monotonic() + 20.0
-    while len({e.daemon.shared.describe()["revision"] for e in trio.shards}) > 1:
-        assert time.monotonic() < until_s, [e.daemon.shared.describe() for e in trio.shards]
-        time.sleep(0.01)
-
-
 @pytest.fixture(scope="module")
 def told(trio: Any, routed: Any, cluster_module: Any) -> dict[str, Any]:
     """The trio through its router, and the single daemon, have served and heard the same."""
@@ -50,7 +41,7 @@ def told(trio: Any, routed: Any, cluster_module: Any) -> dict[str, Any]:
         with Client(url) as client:
             client.experiments.put("ages", EXPERIMENT)
             client.routes.put("tried", {"service": "person", "arms": ARMS, "experiment": "ages"})
-            catch_up(trio)
+            m.catch_up(trio.shards)
             ids = []
             for start in range(0, len(rows), 100):
                 found = client.predict("tried", rows[start : start + 100], at=m.AT_US)

@@ -11,15 +11,25 @@ from typing import Any
 
 from aiohttp import web
 
+from mlpd.cluster.router.alerting import ALERTS_OVER, TESTED_OVER, AlertingHandlers
 from mlpd.cluster.router.cache import HotKeys
+from mlpd.cluster.router.erasures import (
+    ERASURE_OVER,
+    ERASURES_OVER,
+    RECEIPT_OVER,
+    ErasureHandlers,
+)
+from mlpd.cluster.router.everywhere import Everywhere
 from mlpd.cluster.router.hedging import Hedging
 from mlpd.cluster.router.members import Members
 from mlpd.cluster.router.metrics import RouterMetrics
+from mlpd.cluster.router.outcomes import OutcomeHandlers
 from mlpd.cluster.router.own import OwnHandlers, check_ready, refusal
 from mlpd.cluster.router.relay import Relay
 from mlpd.cluster.router.rows import PREDICT_OVER, READ_OVER, RowHandlers
 from mlpd.cluster.router.summed import STATUS_OVER, SummedHandlers
 from mlpd.cluster.router.table import WAYS
+from mlpd.cluster.router.watched import QUALITY_OVER, WatchedHandlers
 from mlpd.core.config import ServerConfig
 from mlpd.core.errors import ConfigurationError, MlpdError
 from mlpd.core.limits import AdaptiveLimit
@@ -68,6 +78,11 @@ class Router:
         self.metrics = RouterMetrics(self.members, self.limits, self.cache)
         self._relay = Relay(self.members, self.cache.forget)
         self._rows = RowHandlers(self.members, self.cache, config.read_s)
+        self._outcomes = OutcomeHandlers(self.members)
+        everywhere = Everywhere(self.members)
+        self._erasures = ErasureHandlers(everywhere)
+        self._alerting = AlertingHandlers(everywhere)
+        self._watched = WatchedHandlers(everywhere, self.members)
         self._summed = SummedHandlers(self.members, self.metrics.registry, clock)
         self._document: dict[str, Any] = {}
         self._own = OwnHandlers(self.members, self._document)
@@ -127,11 +142,28 @@ class Router:
         handler = self._handlers().get(call)
         if way == "refused":
             handler = _refuse
+        elif way == "all":
+            assert handler is not None
+            handler = self._of_all(route, handler)
         elif handler is None:
             handler = functools.partial(getattr(self._relay, way), route=route)
         shapes = _SHAPES.get(call, {})
         limit = None if route.load is None else self.limits[route.load]
         return replace(route, handler=self._gated(route, handler, limit), limit=limit, **shapes)
+
+    def _of_all(self, route: Route, handler: Handler) -> Handler:
+        """Return a handler that asks all shards, or hands a request on as it is to the only one."""
+
+        async def serve(request: web.Request) -> web.StreamResponse:
+            try:
+                if len(self.members.shards()) == 1:
+                    return await self._relay.any(request, route=route)
+                return await handler(request)
+            finally:
+                if route.method != "GET":
+                    self.cache.forget()
+
+        return serve
 
     def _gated(self, route: Route, handler: Handler, limit: AdaptiveLimit | None) -> Handler:
         """Return the handler so that it answers 503 until the map is known, or a crowd is full.
@@ -159,11 +191,13 @@ class Router:
             "POST /v1/features/read": rows.read,
             "POST /v1/predict/{route}": rows.predict,
             "POST /v1/feedback": rows.feedback,
+            "POST /v1/experiments/{name}/outcomes": self._outcomes.send,
             "GET /metrics": summed.metrics,
             "GET /v1/status": summed.status,
             "GET /v2/models/stats": summed.statistics,
             f"GET {served}/stats": summed.statistics,
             f"GET {served}/versions/{{version}}/stats": summed.statistics,
+            **self._handlers_of_all(),
             "GET /healthz": own.alive,
             "GET /readyz": own.ready,
             "GET /v2/health/live": own.live_v2,
@@ -174,11 +208,32 @@ class Router:
             "GET /docs/{page:.+}": own.page,
         }
 
+    def _handlers_of_all(self) -> Mapping[str, Handler]:
+        erasures, alerting, watched = self._erasures, self._alerting, self._watched
+        return {
+            "GET /v1/freshness": watched.freshness,
+            "GET /v1/quality": watched.quality,
+            "POST /v1/registry/collect": watched.collect,
+            "GET /v1/alerts": alerting.list,
+            "POST /v1/alerts/silences": alerting.silence,
+            "DELETE /v1/alerts/silences/{id}": alerting.unsilence,
+            "POST /v1/alerts/test": alerting.test,
+            "POST /v1/erase": erasures.erase,
+            "GET /v1/erase": erasures.list,
+            "GET /v1/erase/{order}": erasures.show,
+        }
+
 
 _SHAPES: Mapping[str, Mapping[str, Any]] = {
     "POST /v1/features/read": {"body": READ_OVER},
     "POST /v1/predict/{route}": {"body": PREDICT_OVER},
     "GET /v1/status": {"answer": STATUS_OVER},
+    "GET /v1/quality": {"answer": QUALITY_OVER},
+    "GET /v1/alerts": {"answer": ALERTS_OVER},
+    "POST /v1/alerts/test": {"answer": TESTED_OVER},
+    "POST /v1/erase": {"answer": RECEIPT_OVER},
+    "GET /v1/erase": {"answer": ERASURES_OVER},
+    "GET /v1/erase/{order}": {"answer": ERASURE_OVER},
 }
 
 

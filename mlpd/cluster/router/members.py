@@ -149,6 +149,12 @@ class Members:
         except MlpdError as error:
             return error
 
+    async def ask_all(self, request: r.Request, until: Until) -> dict[str, Any]:
+        """Return the value of each shard's answer, or its error, by name; the arbiter's first."""
+        members = self.all()
+        found = await asyncio.gather(*(self.ask(m, request, until) for m in members))
+        return {member.name: value for member, value in zip(members, found, strict=True)}
+
     async def _try(self, url: str, request: r.Request, until: Until) -> Any:
         return await self.ask(self._upstream(url), request, until)
 

@@ -50,7 +50,7 @@ class SummedHandlers:
         Counters and histograms are sums, gauges have the label `shard`.
         """
         asked = r.Request("GET", "/metrics", accept="text/plain")
-        found = await self._ask(asked)
+        found = await self._members.ask_all(asked, Until.after(ASK_S))
         texts = {name: value for name, value in found.items() if not isinstance(value, MlpdError)}
         own = self._metrics
         text = await asyncio.to_thread(lambda: _join(texts, own))
@@ -58,7 +58,7 @@ class SummedHandlers:
 
     async def status(self, request: web.Request) -> web.Response:
         """Return what runs on all shards, how much there is, and who answers."""
-        found = await self._ask(r.get("v1", "status"))
+        found = await self._members.ask_all(r.get("v1", "status"), Until.after(ASK_S))
         answered = [value for value in found.values() if not isinstance(value, MlpdError)]
         first = next((v for v in found.values() if isinstance(v, MlpdError)), None)
         if not answered:
@@ -75,18 +75,12 @@ class SummedHandlers:
 
     async def statistics(self, request: web.Request) -> web.Response:
         """Return counters of loaded models, summed over all shards."""
-        found = await self._ask(r.Request("GET", request.raw_path, accept=JSON))
+        asked = r.Request("GET", request.raw_path, accept=JSON)
+        found = await self._members.ask_all(asked, Until.after(ASK_S))
         answered = [value for value in found.values() if not isinstance(value, MlpdError)]
         if not answered:
             raise next(iter(found.values()))
         return await respond_json({"model_stats": merge_statistics(answered)})
-
-    async def _ask(self, request: r.Request) -> dict[str, Any]:
-        """Return the value of each shard's answer, or its error, by name; the arbiter's first."""
-        until = Until.after(ASK_S)
-        members = self._members.all()
-        found = await asyncio.gather(*(self._members.ask(m, request, until) for m in members))
-        return {member.name: value for member, value in zip(members, found, strict=True)}
 
     def _describe(self, found: Mapping[str, Any]) -> dict[str, Any]:
         topology = self._members.guide.topology

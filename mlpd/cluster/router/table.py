@@ -6,7 +6,7 @@ What is not here is refused, so that a new route is never answered from a part o
 from collections.abc import Mapping
 from typing import Literal
 
-Way = Literal["rows", "any", "arbiter", "summed", "own", "refused"]
+Way = Literal["rows", "any", "arbiter", "summed", "all", "own", "refused"]
 """docs/paths/router.md describes them."""
 
 _MODEL, _VERSION = "/v1/models/{name}", "/v1/models/{name}/versions/{version}"
@@ -22,6 +22,7 @@ _BY_WAY: Mapping[Way, tuple[str, ...]] = {
         "POST /v1/features/read",
         "POST /v1/predict/{route}",
         "POST /v1/feedback",
+        f"POST {_EXPERIMENT}/outcomes",
     ),
     "any": (
         "GET /v1/definitions",
@@ -107,6 +108,18 @@ _BY_WAY: Mapping[Way, tuple[str, ...]] = {
         f"GET {_SERVED}/stats",
         f"GET {_SERVED_VERSION}/stats",
     ),
+    "all": (
+        "GET /v1/freshness",
+        "GET /v1/quality",
+        "GET /v1/alerts",
+        "POST /v1/alerts/silences",
+        "DELETE /v1/alerts/silences/{id}",
+        "POST /v1/alerts/test",
+        "POST /v1/registry/collect",
+        "POST /v1/erase",
+        "GET /v1/erase",
+        "GET /v1/erase/{order}",
+    ),
     "own": (
         "GET /healthz",
         "GET /readyz",
@@ -122,17 +135,9 @@ _BY_WAY: Mapping[Way, tuple[str, ...]] = {
         "POST /v1/features/history",
         "GET /v1/features/stats/{name}",
         "GET /v1/predictions",
-        f"POST {_EXPERIMENT}/outcomes",
         "POST /v1/drift/{model}/check",
         "GET /v1/performance/{model}/analysis",
-        "GET /v1/freshness",
-        "GET /v1/quality",
         "GET /v1/shadows",
-        "GET /v1/alerts",
-        "POST /v1/alerts/silences",
-        "DELETE /v1/alerts/silences/{id}",
-        "POST /v1/alerts/test",
-        "POST /v1/registry/collect",
         "PUT /v1/cluster/map",
         "POST /v1/cluster/cells",
         "POST /v1/cluster/changes",
@@ -157,9 +162,6 @@ _BY_WAY: Mapping[Way, tuple[str, ...]] = {
         "DELETE /v1/cluster/replica/snapshots/{id}",
         "POST /v1/backup",
         "POST /v1/fsck",
-        "POST /v1/erase",
-        "GET /v1/erase",
-        "GET /v1/erase/{order}",
     ),
 }
 
