@@ -352,7 +352,6 @@ class Daemon:
             self.clock,
         )
         self.pages = EventPages(self.environment, self.state, self.paths)
-        self.history = History(self.environment, self.state, self.ownership, self.paths)
         self.stats = Stats(self.environment, self.state, self.paths, self.clock)
         self.fsck = Fsck(self.paths)
 
@@ -394,6 +393,9 @@ class Daemon:
         publisher = Publisher(self.registry, self.routes.refresh, self.drift.gate)
         self.gathering = Gathering(
             *(self.environment, self.state, self.ownership, self.parts, self.peers), self.paths
+        )
+        self.history = History(
+            self.environment, self.state, self.ownership, self.gathering, self.paths
         )
         train = Train(
             self.environment,

@@ -154,7 +154,7 @@ class Gathering:
             raise UnavailableError(
                 f"shard {shard.name} doesn't give its events of {source}: {error.message}",
                 code="part_missing",
-                hint="Training sees the events of all shards or none; mlpd shard status shows "
+                hint="The events of all shards are needed, or none are; mlpd shard status shows "
                 "who answers.",
                 details={"shard": shard.name, "why": error.code},
             ) from None

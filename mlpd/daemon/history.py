@@ -16,11 +16,19 @@ from typing import IO, Any
 
 from mlpd.core.closure import build_closure
 from mlpd.core.columns import Columns, DType, encode_columns, height
-from mlpd.core.errors import OverloadedError, StorageFullError, ValidationError
+from mlpd.core.errors import (
+    MisdirectedError,
+    OverloadedError,
+    StorageFullError,
+    ValidationError,
+)
 from mlpd.core.media import ARROW
+from mlpd.core.routing import key_slots
 from mlpd.core.specs import Closure, ServiceSpec
+from mlpd.daemon.gathering import Gathering
 from mlpd.daemon.offline import offline_request
 from mlpd.daemon.ownership import Ownership
+from mlpd.daemon.part import Part
 from mlpd.daemon.process import Child
 from mlpd.daemon.spines import check_rows, check_spine
 from mlpd.daemon.state import CatalogState
@@ -76,11 +84,13 @@ class History:
         environment: Environment,
         state: CatalogState,
         ownership: Ownership,
+        gathering: Gathering,
         paths: DataDirectory,
     ) -> None:
         self._environment = environment
         self._state = state
         self._ownership = ownership
+        self._gathering = gathering
         self._paths = paths
         self._slots = asyncio.Semaphore(JOINS_MAX)
         self._open = 0
@@ -119,9 +129,17 @@ class History:
         return build_closure(definitions, ServiceSpec("features", tuple(features), request))
 
     async def join(
-        self, folder: Path, spine: Columns | SpineFile, question: Question, kind: str
+        self,
+        folder: Path,
+        spine: Columns | SpineFile,
+        closure: Closure,
+        question: Question,
+        kind: str,
     ) -> tuple[Path, int]:
-        """Join in `folder`; return the answer's file and rows.  See `Join.run`."""
+        """Join in `folder`; return the answer's file and rows.  See `Join.run`.
+
+        A spine with keys of other shards is joined to the events of all of them.
+        """
         with self._environment.snapshot() as snapshot:
             through = snapshot.sequence
             catalog = self._state.read_catalog(snapshot)
@@ -145,8 +163,18 @@ class History:
             "on_stale": question.on_stale,
             "part": None if part is None else part.to_request(),
         }
-        async with self._slots, Child("history", message) as child:
-            return path, await child.result()
+        async with self._slots:
+            # Sequences are each shard's own: what all of them have knows no moment by one.
+            is_own = question.mode == "as_of_sequence"
+            if is_own or await asyncio.to_thread(_may_be_here, part, closure, spine):
+                try:
+                    return path, await _join(message)
+                except MisdirectedError:
+                    if is_own:
+                        raise
+            sources = {catalog.views[view].view.source for view in closure.view_features}
+            gathered = await self._gathering.gather(catalog, sources, folder / "events")
+            return path, await _join({**message, "part": None, "gathered": gathered})
 
 
 class Join:
@@ -169,8 +197,9 @@ class Join:
 
         `spine`: `event_time` (timestamp), key columns, request fields and, for `as_of_sequence`,
         `sequence` (int64).  Every event acknowledged before the call counts.  Raises
-        ValidationError, TooLargeError, StorageFullError, and ConflictError(code="stale_feature")
-        for `on_stale` "error".
+        ValidationError, TooLargeError, StorageFullError, ConflictError(code="stale_feature") for
+        `on_stale` "error", and what `Gathering.gather` raises where keys are of other shards;
+        MisdirectedError for those by `as_of_sequence`.
         """
         self._check(question)
         asked = (question.service, question.features, question.request or {})
@@ -179,7 +208,7 @@ class Join:
             check_rows(height(spine))
             types = {name: column.dtype for name, column in spine.items()}
             check_spine(closure, types, question.mode)
-        path, rows = await self._history.join(self.folder, spine, question, kind)
+        path, rows = await self._history.join(self.folder, spine, closure, question, kind)
         return Answer(await asyncio.to_thread(self._take, path), rows)
 
     def _take(self, path: Path) -> IO[bytes]:
@@ -211,6 +240,25 @@ class Join:
                     code=f"unknown_{what}",
                     hint=f"Known: {', '.join(known)}.",
                 )
+
+
+def _may_be_here(part: Part | None, closure: Closure, spine: Columns | SpineFile) -> bool:
+    """Tell whether no key is known to be of another shard; those in files only the child sees."""
+    if part is None or isinstance(spine, SpineFile):
+        return True
+    try:
+        for entity in closure.entities:
+            columns = {name: spine[name].to_list() for name in entity.columns}
+            part.check_slots(key_slots(entity, columns, height(spine)).tolist(), "key")
+    except MisdirectedError:
+        return False
+    return True
+
+
+async def _join(message: Mapping[str, Any]) -> int:
+    async with Child("history", message) as child:
+        rows: int = await child.result()
+        return rows
 
 
 def _make_folder(folder: Path) -> None:

@@ -95,7 +95,7 @@ def _joined_frames(
         request["mode"],
         request["closed"],
         keep_stale=on_stale == "value",
-        lineage=offline.lineage(),
+        lineage=offline.lineage() if offline.gathered is None else None,  # else each is there once
     )
     _check_kept(offline, closure, spine, options)
     start, folder = 0, Path(request["folder"])

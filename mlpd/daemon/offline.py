@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     import polars as pl
 
 
+_SHARD_SEQUENCES = 1 << 48
+"""More sequences than a log has; times the 1,000 shards of a map they fit int64."""
+
+
 @dataclass(frozen=True, slots=True)
 class Offline:
     """The data directory as a child sees it, up to and including the sequence `through`."""
@@ -57,6 +61,8 @@ class Offline:
 
     def count_events(self, source: str) -> int:
         """Return about how many events of `source` there are, but never too few."""
+        if self.gathered is not None:
+            return count_gathered(self.gathered["files"][source])
         return count_events(self.environment, source, through_sequence=self.through)
 
     def read_events(
@@ -64,11 +70,14 @@ class Offline:
     ) -> "Iterator[pl.DataFrame]":
         """Yield all events of `source` with `columns` and DELETED, about `rows_max` at a time."""
         schema = self.catalog.definitions.source(source).schema
+        wanted = {**{name: schema[name] for name in columns}, DELETED: DType.BOOL}
+        if self.gathered is not None:
+            return read_gathered(self.gathered["files"][source], wanted, rows_max)
         return read_events(
             self.environment,
             self.paths.segments,
             source,
-            columns={**{name: schema[name] for name in columns}, DELETED: DType.BOOL},
+            columns=wanted,
             through_sequence=self.through,
             rows_max=rows_max,
         )
@@ -127,6 +136,33 @@ def scan_gathered(files: Iterable[str], columns: Mapping[str, DType]) -> "pl.Laz
     return numbered.with_columns(pl.col(SEQUENCE).cast(pl.Int64)).select(
         [EVENT_TIME, KNOWN_TIME, SEQUENCE, *columns]
     )
+
+
+def count_gathered(files: Iterable[str]) -> int:
+    """Return how many events there are in files of several shards."""
+    import polars as pl  # noqa: PLC0415 - in the child alone
+
+    return sum(
+        pl.scan_parquet(path, glob=False).select(pl.len()).collect().item() for path in files
+    )
+
+
+def read_gathered(
+    files: Iterable[str], columns: Mapping[str, DType], rows_max: int
+) -> "Iterator[pl.DataFrame]":
+    """Yield what `scan_gathered` has, `rows_max` rows at a time, in no promised order.
+
+    Among equal times sequences order rows as there: by shard, then by its log.
+    """
+    import polars as pl  # noqa: PLC0415 - in the child alone
+
+    for number, path in enumerate(files):
+        scan, start = pl.scan_parquet(path, glob=False), 0
+        stamped = scan.with_columns(pl.col(SEQUENCE) + number * _SHARD_SEQUENCES)
+        wanted = stamped.select([EVENT_TIME, KNOWN_TIME, SEQUENCE, *columns])
+        while len(frame := wanted.slice(start, rows_max).collect()):
+            yield frame
+            start += len(frame)
 
 
 def offline_request(paths: DataDirectory, catalog: Catalog, through: int) -> dict[str, Any]:

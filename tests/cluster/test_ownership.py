@@ -86,10 +86,11 @@ def test_what_another_shard_owns_is_refused_with_its_place(trio: Any, cluster_mo
     theirs = by_owner(m, trio, USER_AT)["b"][0]
     event = {"event_time": 1, "known_at": 1, "user": theirs["user"]}
     label = {"prediction_id": f"{1:016x}{trio.shard_map.slots_of('b')[0]:04x}{1:012x}", "label": 1}
-    spine = [{**theirs, "event_time": 1}]
+    spine = [{**theirs, "event_time": 1, "sequence": 1}]
+    join = {"service": "person", "entities": spine, "mode": "as_of_sequence"}
     calls = {
         "/v1/features/read": {"service": "person", "entities": [theirs]},
-        "/v1/features/history": {"service": "person", "entities": spine},
+        "/v1/features/history": join,
         "/v1/predict/person": {"rows": [theirs]},
         "/v1/events/sales": {"rows": [event]},
         "/v1/events/notes": {"rows": [{"event_time": 1, "text": "x"}]},

@@ -7,13 +7,16 @@ from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 
 from mlpd.client import Client
 from mlpd.cluster.router import app as router_app
 from mlpd.cluster.router.watched import merge_freshness
+from mlpd.core.columns import DType
 from mlpd.core.errors import MlpdError
 from mlpd.core.hashing import canonical_json, sha256_digest
+from mlpd.daemon.offline import count_gathered, read_gathered, scan_gathered
 from mlpd.monitoring.freshness import Freshness
 from mlpd.monitoring.metrics import Registry
 
@@ -271,3 +274,66 @@ def report_of(ages_s: Any, mark: dict[str, Any]) -> dict[str, Any]:
     view.observe_many(ages_s)
     known = {"kind": "latest", "source": "sales", **mark, **asdict(view.report())}
     return {"views": {"profile": known}, "sources": {"sales": mark}, "age_bounds_s": [1.0]}
+
+
+def test_joins_over_all_shards_are_those_of_one_daemon_bit_for_bit(
+    trio: Any, routed: Any, cluster_module: Any
+) -> None:
+    m = cluster_module
+    hour_us = 3_600_000_000
+    spine = [
+        {"user": f"u{i % 42}", "shop": i % 13, "event_time": m.START_US + i * hour_us}
+        for i in range(90)
+    ]
+    spine += [{**spine[7], "user": None}, {**spine[8], "shop": None}, spine[9]]
+    random.Random(3).shuffle(spine)
+    frame = pl.DataFrame(spine).with_columns(
+        pl.from_epoch("event_time", "us").dt.replace_time_zone("UTC")
+    )
+    features = ["per_sale", "profile.amount", "spend.amount_mean_1d"]
+    asks: list[tuple[str, Any]] = [
+        (routed.url, lambda c: c.history(features=features, spine=spine, statuses=True)),
+        (
+            trio.shards[1].url,
+            lambda c: c.history("both", spine=frame, mode="as_corrected", closed="left"),
+        ),
+    ]
+    with Client(trio.single.url) as single, Client(routed.url) as router:
+        for url, act in asks:
+            with Client(url) as other:
+                want, found = act(single), act(other)
+            assert found.equals(want)
+            assert want.height == len(spine)
+            assert want.select(pl.all().drop_nulls().len() > 20).row(0) == (True,) * want.width
+        with pytest.raises(MlpdError) as sequences:
+            router.history(
+                "both", spine=[{**row, "sequence": 9} for row in spine], mode="as_of_sequence"
+            )
+        assert sequences.value.code == "wrong_shard"
+    for edge in trio.shards:
+        assert not [*edge.daemon.paths.joins.glob("*")]
+
+
+def test_events_of_several_shards_read_in_parts_keep_their_order(tmp_path: Any) -> None:
+    rng, paths = np.random.default_rng(4), []
+    for shard in range(3):
+        n = int(rng.integers(0, 50)) * shard
+        frame = pl.DataFrame(
+            {
+                "__event_time": rng.integers(0, 9, n),
+                "__known_time": rng.integers(0, 9, n),
+                "__sequence": rng.permutation(n) + 1,
+                "amount": rng.normal(size=n),
+                "__deleted": [None] * n,
+            },
+            schema_overrides={"__deleted": pl.Boolean},
+        )
+        paths.append(str(tmp_path / f"{shard}.parquet"))
+        frame.write_parquet(paths[-1])
+    columns = {"amount": DType.FLOAT64, "__deleted": DType.BOOL}
+    whole = scan_gathered(paths, columns).collect()
+    parts = [*read_gathered(paths, columns, 7)]
+    assert max(map(len, parts)) == 7
+    ordered = pl.concat(parts).sort("__known_time", "__event_time", "__sequence")
+    assert ordered.drop("__sequence").equals(whole.drop("__sequence"))
+    assert count_gathered(paths) == len(whole) > 0

@@ -85,7 +85,8 @@ class Relay:
         """Yield the request as it is handed on; a body that is a file is gone at the end."""
         deadline_s = read_deadline(request)
         headers = {n: request.headers[n] for n in _FORWARDED if n in request.headers}
-        until = Until.after(LONG_S if route.scope == "admin" else CALL_S, deadline_s)
+        is_long = route.scope == "admin" or bool(route.consumes)
+        until = Until.after(LONG_S if is_long else CALL_S, deadline_s)
         call = request.method, request.raw_path, headers
         if not route.consumes:
             body = await read_body(request) if request.can_read_body else None

@@ -47,6 +47,7 @@ _BY_WAY: Mapping[Way, tuple[str, ...]] = {
         "GET /v1/jobs",
         "GET /v1/cluster/routing",
         "GET /v1/registry/blobs/{digest}",
+        "POST /v1/features/history",
         "GET /v2",
         *(
             f"{call} {path}{end}"
@@ -132,7 +133,6 @@ _BY_WAY: Mapping[Way, tuple[str, ...]] = {
     ),
     "refused": (
         "GET /v1/events/{source}",
-        "POST /v1/features/history",
         "GET /v1/features/stats/{name}",
         "GET /v1/predictions",
         "POST /v1/drift/{model}/check",
