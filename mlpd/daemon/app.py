@@ -352,7 +352,9 @@ class Daemon:
             self.clock,
         )
         self.pages = EventPages(self.environment, self.state, self.paths)
-        self.stats = Stats(self.environment, self.state, self.paths, self.clock)
+        self.stats = Stats(
+            *(self.environment, self.state, self.ownership, self.parts, self.paths), self.clock
+        )
         self.fsck = Fsck(self.paths)
 
     def _build_training(self) -> None:

@@ -97,11 +97,11 @@ PART = Shape(
             required=True,
             choices=(
                 *("performance", "drift", "experiment", "audit", "audit_run", "horizons"),
-                "units",
+                *("units", "stats"),
             ),
         ),
         "fields": Field(
-            "object", "Which: model, version, route, name, outcomes or limit.", required=True
+            "object", "Which: model, version, route, name, outcomes, views ...", required=True
         ),
     }
 )

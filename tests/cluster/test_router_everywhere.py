@@ -337,3 +337,31 @@ def test_events_of_several_shards_read_in_parts_keep_their_order(tmp_path: Any) 
     ordered = pl.concat(parts).sort("__known_time", "__event_time", "__sequence")
     assert ordered.drop("__sequence").equals(whole.drop("__sequence"))
     assert count_gathered(paths) == len(whole) > 0
+
+
+def test_summaries_of_features_are_those_of_one_daemon_bit_for_bit(trio: Any, routed: Any) -> None:
+    asks: list[tuple[str, Any]] = [
+        (routed.url, lambda c: c.feature_stats("both")),
+        (trio.shards[2].url, lambda c: c.feature_stats("profile", entities=17)),
+    ]
+    with Client(trio.single.url) as single:
+        for url, act in asks:
+            with Client(url) as other:
+                want, found = act(single), act(other)
+            for view in (*want["views"], *found["views"]):
+                ages_s = view.pop("ages_s")
+                assert (view["view"] == "takings") == (ages_s == {})
+            del want["at"], found["at"]
+            assert found == want
+    (profile,) = want["views"]
+    assert (profile["entities"], profile["complete"]) == (17, False)
+    (amount,) = profile["features"]
+    assert amount["present"] == 17
+    with Client(routed.url) as client:
+        for asked, code in (
+            ({"name": "nothing"}, "unknown_view"),
+            ({"name": "profile", "entities": 100_001}, "wrong_limit"),
+        ):
+            with pytest.raises(MlpdError) as refused:
+                client.feature_stats(**asked)
+            assert refused.value.code == code

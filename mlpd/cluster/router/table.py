@@ -48,6 +48,7 @@ _BY_WAY: Mapping[Way, tuple[str, ...]] = {
         "GET /v1/cluster/routing",
         "GET /v1/registry/blobs/{digest}",
         "POST /v1/features/history",
+        "GET /v1/features/stats/{name}",
         "GET /v2",
         *(
             f"{call} {path}{end}"
@@ -133,7 +134,6 @@ _BY_WAY: Mapping[Way, tuple[str, ...]] = {
     ),
     "refused": (
         "GET /v1/events/{source}",
-        "GET /v1/features/stats/{name}",
         "GET /v1/predictions",
         "POST /v1/drift/{model}/check",
         "GET /v1/performance/{model}/analysis",
