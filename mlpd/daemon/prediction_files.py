@@ -156,13 +156,7 @@ class PredictionFiles:
 
         Raises ValidationError(code="invalid_page").
         """
-        rows_max = ARROW_ROWS if arrow else PAGE_ROWS
-        if not 1 <= selection.limit <= rows_max or not _is_position(selection.after):
-            raise ValidationError(
-                f"a page has 1 to {rows_max} rows, after the `position` of the one before",
-                code="invalid_page",
-                hint="As Arrow it may have more rows." if not arrow else "",
-            )
+        check_page(selection.limit, selection.after, arrow=arrow)
         async with self._readers:
             self._log.flush()
             await self._writer.write(lambda _: None)  # what was flushed is stored now
@@ -251,6 +245,17 @@ def _note_moved(txn: WriteTransaction, *, number: int) -> None:
     for file in load_files(txn):
         if file.number == number:
             put_file(txn, replace(file, moved=True))
+
+
+def check_page(limit: int, after: str, *, arrow: bool) -> None:
+    """Raise ValidationError(code="invalid_page") for a page that nobody gives out."""
+    rows_max = ARROW_ROWS if arrow else PAGE_ROWS
+    if not 1 <= limit <= rows_max or not _is_position(after):
+        raise ValidationError(
+            f"a page has 1 to {rows_max} rows, after the `position` of the one before",
+            code="invalid_page",
+            hint="As Arrow it may have more rows." if not arrow else "",
+        )
 
 
 def _is_position(text: str) -> bool:

@@ -19,7 +19,7 @@ from mlpd.core.time import DAY_US, format_time, system_clock
 from mlpd.daemon.child import Send
 from mlpd.daemon.predictions import Prediction, decode_prediction, prediction_key
 from mlpd.daemon.served_files import TEMPORARY, ServedFile, load_files, next_number, served_through
-from mlpd.daemon.served_frames import POSITION, Placed, encode_request, from_frame, to_frame
+from mlpd.daemon.served_frames import Placed, encode_request, from_frame, plain_columns, to_frame
 from mlpd.daemon.served_left import listed_keys, load_left
 from mlpd.daemon.served_pages import ServedSelection, read_file, read_page
 from mlpd.storage.environment import Environment
@@ -107,15 +107,10 @@ def page(environment: Environment, directory: Path, request: Mapping[str, Any]) 
 
     `position`: where the next one begins.
     """
-    import polars as pl  # noqa: PLC0415 - in the child alone
-
     selection = ServedSelection(**request["selection"])
     frame, position = read_page(environment, directory, selection)
     if not request["arrow"]:
-        plain = frame.with_columns(
-            pl.selectors.datetime().to_physical(), pl.col(POSITION).bin.encode("hex")
-        )
-        return {"columns": plain.to_dict(as_series=False), "position": position.hex()}
+        return {"columns": plain_columns(frame), "position": position.hex()}
     buffer = io.BytesIO()
     frame.write_ipc_stream(buffer)
     return {"data": buffer.getvalue(), "position": position.hex()}

@@ -42,6 +42,14 @@ def schema() -> "dict[str, pl.DataType]":
     }
 
 
+def plain_columns(frame: "pl.DataFrame") -> dict[str, list[Any]]:
+    """Return a frame as plain values, times in microseconds UTC, positions in hex."""
+    import polars as pl  # noqa: PLC0415 - not in the daemon
+
+    times, position = pl.selectors.datetime().to_physical(), pl.col(POSITION).bin.encode("hex")
+    return frame.with_columns(times, position).to_dict(as_series=False)
+
+
 def to_frame(rows: Sequence[Placed]) -> "pl.DataFrame":
     """Return rows as a frame, in their order."""
     import polars as pl  # noqa: PLC0415 - not in the daemon

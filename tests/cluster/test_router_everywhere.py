@@ -12,6 +12,7 @@ import pytest
 
 from mlpd.client import Client
 from mlpd.cluster.router import app as router_app
+from mlpd.cluster.router.logs import merge_pages
 from mlpd.cluster.router.watched import merge_freshness
 from mlpd.core.columns import DType
 from mlpd.core.errors import MlpdError
@@ -365,3 +366,58 @@ def test_summaries_of_features_are_those_of_one_daemon_bit_for_bit(trio: Any, ro
             with pytest.raises(MlpdError) as refused:
                 client.feature_stats(**asked)
             assert refused.value.code == code
+
+
+def test_the_prediction_log_comes_page_by_page_in_the_order_of_time(
+    trio: Any, routed: Any, cluster_module: Any
+) -> None:
+    rows = [{"user": f"u{i % 40}", "age": i / 9} for i in range(70)]
+    with Client(routed.url) as client:
+        client.routes.put("paged", {"service": "person", "arms": [{"model": "person@1"}]})
+        cluster_module.catch_up(trio.shards)
+        served: dict[str, Any] = {}
+        for start in range(0, len(rows), 10):
+            part = rows[start : start + 10]
+            found = client.predict("paged", part, include=["vector"])["predictions"]
+            served |= {row["prediction_id"]: row["vector"] for row in found}
+        labels = [{"prediction_id": name, "label": 1} for name in [*served][:40]]
+        assert client.feedback(labels)["joined"] == 40
+        status, first, _ = routed.call("GET", "/v1/predictions?route=paged&limit=40")
+        assert (status, first["columns"]["position"][-1]) == (200, first["position"])
+        pages, after = [], first["position"]
+        while len(page := client.predictions(route="paged", limit=40, after=after)):
+            pages.append(page)
+            after = page["position"][-1].hex()
+        frame = pl.concat(pages)
+        assert all(len(page) <= 40 + 31 for page in (first["columns"]["score"], *pages))
+        ids = first["columns"]["prediction_id"], frame["prediction_id"].to_list()
+        vectors = dict(zip(ids[0], first["columns"]["vector"], strict=True))
+        vectors |= dict(frame.select("prediction_id", "vector").iter_rows())
+        assert (len(ids[0]) + len(ids[1]), vectors.keys()) == (len(served), served.keys())
+        assert all(np.array_equal(vectors[i], served[i], equal_nan=True) for i in served)
+        times_us = frame["served_time"].to_physical().to_list()
+        times_us = [*first["columns"]["served_time"], *times_us]
+        assert times_us == sorted(times_us)
+        assert sum(label is not None for label in first["columns"]["label"]) > 0
+        for query in ("limit=0", "limit=100001", "after=7"):
+            status, answer, _ = routed.call("GET", f"/v1/predictions?{query}")
+            assert (status, answer["error"]["code"]) == (400, "invalid_page")
+
+
+def test_pages_of_several_shards_end_where_one_may_have_more() -> None:
+    rng = random.Random(8)
+    for _ in range(30):
+        lists = [sorted(rng.randbytes(1) for _ in range(rng.randrange(60))) for _ in range(4)]
+        left, found = [*lists], []
+        while True:
+            # A shard's page has its first rows, and those of the last one's position.
+            asked = [[p for p in part if p <= part[:3][-1]] for part in left]
+            frames = [
+                pl.DataFrame({"position": part}, schema={"position": pl.Binary()}) for part in asked
+            ]
+            page = merge_pages(frames, 3, 8)["position"].to_list()
+            if not page:
+                break
+            found += page
+            left = [[p for p in part if p > page[-1]] for part in lists]
+        assert found == sorted(p for part in lists for p in part)

@@ -21,6 +21,7 @@ from mlpd.cluster.router.erasures import (
 )
 from mlpd.cluster.router.everywhere import Everywhere
 from mlpd.cluster.router.hedging import Hedging
+from mlpd.cluster.router.logs import LogHandlers
 from mlpd.cluster.router.members import Members
 from mlpd.cluster.router.metrics import RouterMetrics
 from mlpd.cluster.router.outcomes import OutcomeHandlers
@@ -79,6 +80,7 @@ class Router:
         self._relay = Relay(self.members, self.cache.forget)
         self._rows = RowHandlers(self.members, self.cache, config.read_s)
         self._outcomes = OutcomeHandlers(self.members)
+        self._logs = LogHandlers(self.members)
         everywhere = Everywhere(self.members)
         self._erasures = ErasureHandlers(everywhere)
         self._alerting = AlertingHandlers(everywhere)
@@ -211,6 +213,7 @@ class Router:
     def _handlers_of_all(self) -> Mapping[str, Handler]:
         erasures, alerting, watched = self._erasures, self._alerting, self._watched
         return {
+            "GET /v1/predictions": self._logs.predictions,
             "GET /v1/freshness": watched.freshness,
             "GET /v1/quality": watched.quality,
             "POST /v1/registry/collect": watched.collect,

@@ -155,6 +155,12 @@ class Members:
         found = await asyncio.gather(*(self.ask(m, request, until) for m in members))
         return {member.name: value for member, value in zip(members, found, strict=True)}
 
+    async def fetch_all(self, request: r.Request, until: Until) -> dict[str, r.Answer | MlpdError]:
+        """Return each shard's answer as it came, or its error, by name; the arbiter's first."""
+        members = self.all()
+        found = await asyncio.gather(*(_fetch(member, request, until) for member in members))
+        return {member.name: answer for member, answer in zip(members, found, strict=True)}
+
     async def _try(self, url: str, request: r.Request, until: Until) -> Any:
         return await self.ask(self._upstream(url), request, until)
 
@@ -166,6 +172,14 @@ class Members:
         if found.name == url:  # it was asked for the map before that told its name
             found.name = next((s.name for s in self.shards() if s.url == url and s.name), url)
         return found
+
+
+async def _fetch(member: Upstream, request: r.Request, until: Until) -> r.Answer | MlpdError:
+    try:
+        answer = await member.ask(request, until)
+    except MlpdError as error:
+        return error
+    return answer if answer.status < 400 else r.read_error(answer)  # noqa: PLR2004 - errors
 
 
 def _next(calls: Calls[Any], outcomes: Any) -> _Step:
