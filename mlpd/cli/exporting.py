@@ -54,7 +54,7 @@ class EventPages:
 
     def frames(self) -> Iterator["pl.DataFrame"]:
         """Yield pages in the order of the log."""
-        self._through = self._client.status()["sequence"]
+        self._through = self._client.events.page(self.name, limit=1)["through"]
         after, rows = 0, PAGE_ROWS
         while rows == PAGE_ROWS:
             page = self._client.events.page_frame

@@ -351,7 +351,7 @@ class Daemon:
             self.config.monitoring.multivariate_us,
             self.clock,
         )
-        self.pages = EventPages(self.environment, self.state, self.paths)
+        self.pages = EventPages(self.environment, self.state, self.ownership, self.paths)
         self.stats = Stats(
             *(self.environment, self.state, self.ownership, self.parts, self.paths), self.clock
         )

@@ -63,7 +63,7 @@ class Gathering:
         Raises ConflictError: `other_definitions`, `epoch_moved`, `move_under_way`; and what
         `Definitions.source` raises.
         """
-        self._check_still(epoch)
+        self.check_still(epoch)
         with self._environment.snapshot() as snapshot:
             catalog = self._state.read_catalog(snapshot)
         if definition_hash(catalog.document) != definitions:
@@ -111,11 +111,14 @@ class Gathering:
             named["" if member is None else member.shard] = own
             files[source] = [str(named[name]) for name in sorted(named)]
         horizons = await self._merged_horizons()
-        self._check_still(epoch)
+        self.check_still(epoch)
         return {"files": files, "horizons": horizons}
 
-    def _check_still(self, epoch: int) -> None:
-        """Raise unless the map is of this epoch and nothing moves: no event has two homes then."""
+    def check_still(self, epoch: int) -> None:
+        """Raise ConflictError unless the map is of this epoch and nothing moves.
+
+        No event has two homes then.
+        """
         if self._ownership.epoch != epoch:
             raise ConflictError(
                 f"the map is of epoch {self._ownership.epoch}, not {epoch}",

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from mlpd.core.columns import DType, encode_columns, height
 from mlpd.core.specs import SourceSpec
 from mlpd.core.time import system_clock
+from mlpd.daemon.at_home import Home, home_of
 from mlpd.daemon.child import Send
 from mlpd.daemon.offline import event_columns
 from mlpd.daemon.pages import NO_STAMPS, Page, Selection, form, read_tail
@@ -18,6 +19,7 @@ from mlpd.features.tombstones import DELETED
 from mlpd.storage.environment import Environment
 from mlpd.storage.files import DataDirectory
 from mlpd.storage.frames import polars_type, to_series
+from mlpd.storage.lineage import load_lineage
 from mlpd.storage.log import RecordKind, compacted_through
 from mlpd.storage.offline import RESCANS
 from mlpd.storage.segments import (
@@ -43,9 +45,14 @@ def run(request: Mapping[str, Any], _: Send) -> Any:
     source = SourceSpec(request["source"], request["timestamp"], schema)
     selection = Selection(**request["selection"])
     with Environment.open(data.lmdb, clock=system_clock, readonly=True) as environment:
+        home = None
+        if request["home"] is not None:
+            with environment.snapshot() as snapshot:
+                home = home_of(request["home"], load_lineage(snapshot))
+        where = environment, data.segments
         if request["arrow"]:
-            return _stream([*read_pages(environment, data.segments, source, selection)], source)
-        page = read_segments(environment, data.segments, source, selection)
+            return _stream([*read_pages(*where, source, selection, home)], source)
+        page = read_segments(*where, source, selection, home)
     return {"columns": encode_columns(page.columns), "sequence": page.sequence}
 
 
@@ -60,15 +67,19 @@ def _stream(pages: Sequence[Page], source: SourceSpec) -> bytes:
 
 
 def read_pages(
-    environment: Environment, directory: Path, source: SourceSpec, selection: Selection
+    environment: Environment,
+    directory: Path,
+    source: SourceSpec,
+    selection: Selection,
+    home: Home | None,
 ) -> Iterator[Page]:
     """Yield pages until they hold the limit, or all there is."""
     while selection.after < selection.through and selection.limit:
         with environment.snapshot() as snapshot:
             is_compacted = selection.after < compacted_through(snapshot)
         read = partial(read_segments, environment, directory)
-        page = read(source, selection) if is_compacted else None
-        page = page or read_tail(environment, source, selection)
+        page = read(source, selection, home) if is_compacted else None
+        page = page or read_tail(environment, source, selection, home)
         if page is not None:  # else the tail has just been compacted
             yield page
             left = selection.limit - height(page.columns)
@@ -76,23 +87,32 @@ def read_pages(
 
 
 def read_segments(
-    environment: Environment, directory: Path, source: SourceSpec, selection: Selection
+    environment: Environment,
+    directory: Path,
+    source: SourceSpec,
+    selection: Selection,
+    home: Home | None,
 ) -> Page:
     """Return a page of segments, read again if they were written anew meanwhile."""
     for _ in range(RESCANS):
         try:
-            frame, sequence = read_page(environment, directory, source, selection)
+            frame, sequence = read_page(environment, directory, source, selection, home)
             break
         except FileNotFoundError:
             continue
     else:
-        frame, sequence = read_page(environment, directory, source, selection)
-    columns = form(source, event_columns(frame, source.schema, source.schema), stamps_of(frame))
-    return Page(columns, sequence, selection.through)
+        frame, sequence = read_page(environment, directory, source, selection, home)
+    columns = event_columns(frame, source.schema, source.schema)
+    found = form(source, columns, stamps_of(frame), selection.numbered_from or 0)
+    return Page(found, sequence, selection.through)
 
 
 def read_page(
-    environment: Environment, directory: Path, source: SourceSpec, selection: Selection
+    environment: Environment,
+    directory: Path,
+    source: SourceSpec,
+    selection: Selection,
+    home: Home | None,
 ) -> "tuple[pl.DataFrame, int]":
     """Return the rows, and how far this came; holds the rows of a page and of one manifest."""
     import polars as pl  # noqa: PLC0415 - in the child alone
@@ -107,6 +127,9 @@ def read_page(
         if manifest.first_sequence > selection.through:
             break
         found = _read(_segments(manifest, source, selection), directory, source, selection)
+        if home is not None:
+            columns = event_columns(found, source.schema, home.keys)
+            found = found.filter(home.find(columns, found[SEQUENCE].to_numpy()))
         frames.append(found)
         rows += len(found)
         sequence = min(manifest.last_sequence, selection.through)

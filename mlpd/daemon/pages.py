@@ -14,13 +14,17 @@ import numpy as np
 from mlpd.core.columns import Column, Columns, DType, decode_columns
 from mlpd.core.errors import ValidationError
 from mlpd.core.specs import SourceSpec
+from mlpd.daemon.at_home import Home
+from mlpd.daemon.ownership import Ownership
 from mlpd.daemon.process import Child
+from mlpd.daemon.routing import concerned_by
 from mlpd.daemon.state import CatalogState
 from mlpd.features.ingest import KNOWN_AT, conform
 from mlpd.features.stamps import Stamps
 from mlpd.features.tombstones import DELETED, concat_events
 from mlpd.storage.environment import Environment
 from mlpd.storage.files import DataDirectory
+from mlpd.storage.lineage import load_lineage
 from mlpd.storage.log import (
     LogRecord,
     RecordKind,
@@ -55,6 +59,8 @@ class Selection:
     limit: int | None = None
     start_us: int | None = None
     end_us: int | None = None
+    numbered_from: int | None = None
+    """None for all rows; else only those at home here, their sequences told as counted from it."""
 
     @property
     def rows_max(self) -> int:
@@ -75,8 +81,13 @@ class Page:
     through: int
 
 
-def read_tail(environment: Environment, source: SourceSpec, selection: Selection) -> Page | None:
-    """Return a page of the log's tail, None if its beginning has left it; blocks."""
+def read_tail(
+    environment: Environment, source: SourceSpec, selection: Selection, home: Home | None = None
+) -> Page | None:
+    """Return a page of the log's tail, None if its beginning has left it; blocks.
+
+    `home`: of rows of several shards which to take; None for all.
+    """
     copies: list[tuple[int, bytes]] = []
     rows, scanned = 0, selection.through
     with environment.snapshot() as snapshot:
@@ -93,15 +104,22 @@ def read_tail(environment: Environment, source: SourceSpec, selection: Selection
         else:
             if next(found, None) is None:
                 scanned = selection.through
-    return _tail_page(source, selection, [decode_record(v, s) for s, v in copies], scanned)
+    return _tail_page(source, selection, [decode_record(v, s) for s, v in copies], scanned, home)
 
 
 class EventPages:
     """Reads pages; one instance per daemon, on the loop."""
 
-    def __init__(self, environment: Environment, state: CatalogState, paths: DataDirectory) -> None:
+    def __init__(
+        self,
+        environment: Environment,
+        state: CatalogState,
+        ownership: Ownership,
+        paths: DataDirectory,
+    ) -> None:
         self._environment = environment
         self._state = state
+        self._ownership = ownership
         self._paths = paths
         self._slots = asyncio.Semaphore(CHILDREN_MAX)
 
@@ -117,7 +135,9 @@ class EventPages:
             # It may be compacted between the two looks: then it lies in segments.
             page = None
             if selection.after >= self._compacted():
-                page = await asyncio.to_thread(read_tail, self._environment, spec, selection)
+                home = self._home(source, selection)
+                asked = (self._environment, spec, selection, home)
+                page = await asyncio.to_thread(read_tail, *asked)
             return page or await self._read_segments(spec, selection)
         return Page(form(spec, {}, NO_STAMPS), selection.through, selection.through)
 
@@ -141,6 +161,14 @@ class EventPages:
             newest = int(snapshot.sequence)
         return replace(selection, limit=limit, through=max(min(selection.through, newest), 0))
 
+    def _home(self, source: str, selection: Selection) -> Home | None:
+        if selection.numbered_from is None:
+            return None
+        with self._environment.snapshot() as snapshot:
+            lineage = load_lineage(snapshot)
+        entities = concerned_by(self._state.catalog, source)
+        return Home(source, entities, self._ownership.part, lineage)
+
     def _compacted(self) -> int:
         with self._environment.snapshot() as snapshot:
             return compacted_through(snapshot)
@@ -153,17 +181,23 @@ class EventPages:
         return Page(columns, done["sequence"], selection.through)
 
     def _request(self, source: SourceSpec, selection: Selection) -> dict[str, Any]:
+        home = self._home(source.name, selection)
         return {
             "directory": str(self._paths.root),
             "source": source.name,
             "timestamp": source.timestamp,
             "schema": {name: str(dtype) for name, dtype in source.schema.items()},
             "selection": asdict(selection),
+            "home": None if home is None else home.to_request(),
         }
 
 
 def _tail_page(
-    source: SourceSpec, selection: Selection, records: list[LogRecord], scanned: int
+    source: SourceSpec,
+    selection: Selection,
+    records: list[LogRecord],
+    scanned: int,
+    home: Home | None,
 ) -> Page:
     scanned = min(scanned, selection.through)
     if not records:
@@ -176,25 +210,28 @@ def _tail_page(
         wanted &= stamps.event_us >= selection.start_us
     if selection.end_us is not None:
         wanted &= stamps.event_us < selection.end_us
+    if home is not None:
+        wanted &= home.find(columns, stamps.sequences)
     kept = np.flatnonzero(wanted)
     if len(kept) > selection.rows_max:
         kept = kept[: selection.rows_max]
         scanned = int(stamps.sequences[kept[-1]])
     taken = {name: column.take(kept) for name, column in columns.items()}
-    return Page(form(source, taken, stamps.take(kept)), scanned, selection.through)
+    found = form(source, taken, stamps.take(kept), selection.numbered_from or 0)
+    return Page(found, scanned, selection.through)
 
 
 NO_STAMPS = Stamps(*(np.empty(0, np.int64) for _ in range(3)))
 
 
-def form(source: SourceSpec, columns: Columns, stamps: Stamps) -> Columns:
+def form(source: SourceSpec, columns: Columns, stamps: Stamps, numbered_from: int = 0) -> Columns:
     """Return the columns of a page, always the same ones; `columns`: of the schema, and marks."""
     n = len(stamps.sequences)
     marks = columns.get(DELETED) or Column(DType.BOOL, np.zeros(n, np.bool_))
     return {
         source.timestamp: Column(DType.TIMESTAMP, stamps.event_us),
         KNOWN_AT: Column(DType.TIMESTAMP, stamps.known_us),
-        SEQUENCE: Column(DType.INT64, stamps.sequences),
+        SEQUENCE: Column(DType.INT64, stamps.sequences + numbered_from),
         **conform({name: c for name, c in columns.items() if name != DELETED}, source.schema, n),
         DELETED: Column(DType.BOOL, marks.values & marks.mask()),
     }

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 from aiohttp import web
 
-from mlpd.core.errors import MisdirectedError, MlpdError
+from mlpd.core.errors import MisdirectedError, MlpdError, ValidationError
 from mlpd.core.media import ARROW
 from mlpd.core.specs import SourceSpec
 from mlpd.core.trace import end_step
@@ -61,6 +61,10 @@ PAGE_OPTIONS = Shape(
         "limit": Field("integer", "Rows at most: 1 to 10,000, as Arrow to 200,000; the default."),
         "start": Field("time", "Only events from this time on."),
         "end": Field("time", "Only events before this time."),
+        "epoch": Field(
+            "integer", "Of a router, by the map of this epoch: only events at home on this shard."
+        ),
+        "numbered_from": Field("integer", "Of a router: what it counts sequences here from."),
     }
 )
 PAGE = Shape(
@@ -131,8 +135,11 @@ class EventHandlers:
         through = MAX_SEQUENCE if options["through"] is None else options["through"]
         selection = Selection(
             *(options["after"] or 0, through),
-            *(options["limit"], options["start"], options["end"]),
+            *(options["limit"], options["start"], options["end"], options["numbered_from"]),
         )
+        if selection.numbered_from is not None:
+            check_numbers(selection.numbered_from)
+            self._daemon.gathering.check_still(options["epoch"] or 0)
         source = request.match_info["source"]
         if ARROW in request.headers.get("Accept", ""):
             stream = await self._daemon.pages.read_arrow(source, selection)
@@ -193,6 +200,16 @@ class EventHandlers:
 
     def _source(self, name: str) -> SourceSpec:
         return self._daemon.state.catalog.definitions.source(name)
+
+
+def check_numbers(numbered_from: int) -> None:
+    """Raise ValidationError for what no router counts from."""
+    if not 0 <= numbered_from < 1 << 62:
+        raise ValidationError(
+            f"'numbered_from' is {numbered_from}",
+            code="invalid_page",
+            hint="Routers alone send it; leave it out.",
+        )
 
 
 async def off_loop(body: bytes, request: web.Request, parse: Callable[[], T]) -> T:

@@ -12,10 +12,11 @@ import pytest
 
 from mlpd.client import Client
 from mlpd.cluster.router import app as router_app
+from mlpd.cluster.router.event_pages import Place, place_of
 from mlpd.cluster.router.logs import merge_pages
 from mlpd.cluster.router.watched import merge_freshness
 from mlpd.core.columns import DType
-from mlpd.core.errors import MlpdError
+from mlpd.core.errors import ConflictError, MlpdError
 from mlpd.core.hashing import canonical_json, sha256_digest
 from mlpd.daemon.offline import count_gathered, read_gathered, scan_gathered
 from mlpd.monitoring.freshness import Freshness
@@ -153,6 +154,12 @@ def test_an_entity_is_erased_from_all_members_under_one_receipt(
                 found["sources"]["sales"]["rows"] == sum(left) >= want["sources"]["sales"]["rows"]
             )
             assert all(rows < held for rows, held in zip(left, stored, strict=True))
+            pages = []  # all of it lies in segments now
+            for url in (single.url, edge.url):
+                with Client(url) as client:
+                    kept = client.events.page_frame("sales").drop("__sequence", "known_at")
+                    pages.append(sorted(kept.rows(), key=str))
+            assert pages[0] == pages[1] != []
             digest = found.pop("digest")
             assert digest == sha256_digest(canonical_json(found))
             with Client(edge.url) as client:
@@ -421,3 +428,60 @@ def test_pages_of_several_shards_end_where_one_may_have_more() -> None:
             found += page
             left = [[p for p in part if p > page[-1]] for part in lists]
         assert found == sorted(p for part in lists for p in part)
+
+
+def test_pages_of_events_have_each_event_once_whatever_shards_it_concerns(
+    trio: Any, routed: Any, cluster_module: Any
+) -> None:
+    m, own = cluster_module, ["event_time", "known_at", "user", "shop", "amount", "__deleted"]
+    start_us = m.START_US + 100 * 60_000_000
+    with Client(trio.single.url) as single, Client(routed.url) as client:
+        want = single.events.page("sales", limit=10_000)["columns"]
+        rows: list[Any] = []
+        page = client.events.page("sales", limit=90)
+        through, numbers = page["through"], []
+        while True:
+            rows += zip(*(page["columns"][name] for name in own), strict=True)
+            numbers += page["columns"]["__sequence"]
+            assert len(page["columns"]["user"]) <= 90
+            assert page["through"] == through
+            if page["sequence"] == through:
+                break
+            after = page["sequence"]
+            page = client.events.page("sales", limit=90, after=after, through=through)
+        assert sorted(rows, key=str) == sorted(zip(*(want[n] for n in own), strict=True), key=str)
+        assert numbers == sorted(set(numbers))
+        assert client.events.page("sales", after=through)["columns"]["user"] == []
+        frame = client.events.page_frame("sales", limit=690, start=start_us)
+        assert len(frame) == 690
+        after = frame["__sequence"][-1]
+        more = client.events.page_frame("sales", limit=690, start=start_us, after=after)
+        assert len(more) == 10
+        found = pl.concat([frame, more])
+        assert found["__sequence"].to_list() == [*dict.fromkeys(found["__sequence"])]
+        whole = single.events.page_frame("sales", start=start_us)
+        assert sorted(found.select(own).rows(), key=str) == sorted(
+            whole.select(own).rows(), key=str
+        )
+        assert set(found["__sequence"]) <= set(numbers)
+        for asked, code in (({"after": 1}, "epoch_moved"), ({"limit": 0}, "invalid_page")):
+            with pytest.raises(MlpdError) as refused:
+                client.events.page("sales", **asked)
+            assert refused.value.code == code
+        with pytest.raises(MlpdError) as unknown:
+            client.events.page("nothing")
+        assert unknown.value.code == "unknown_source"
+
+
+def test_numbers_of_a_router_ascend_and_tell_their_place_by_one_map_alone() -> None:
+    places = [Place(shard, sequence) for shard in (0, 1, 999) for sequence in (0, 1, (1 << 40) - 1)]
+    for epoch in (0, 1, 4095, 4096, 10**6):
+        numbers = [place.number(epoch) for place in places]
+        assert numbers == sorted(numbers)
+        assert 0 <= numbers[0] < numbers[-1] < 1 << 62
+        assert [place_of(number, epoch, 1000) for number in numbers] == places
+        for number in (*numbers, -1, 1 << 70):
+            with pytest.raises(ConflictError, match="another map"):
+                place_of(number, epoch + 1, 1000)
+    with pytest.raises(ConflictError, match="another map"):
+        place_of(Place(2, 0).number(1), 1, 2)

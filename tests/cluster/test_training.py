@@ -11,7 +11,7 @@ import pytest
 from mlpd.client import Client
 from mlpd.core.errors import MlpdError
 from mlpd.core.hashing import definition_hash
-from mlpd.daemon.home_child import is_home, is_stray
+from mlpd.daemon.at_home import is_home, is_stray
 from mlpd.storage.lineage import Import, Lineage
 
 pytestmark = pytest.mark.timeout(200)

@@ -19,6 +19,7 @@ from mlpd.cluster.router.erasures import (
     RECEIPT_OVER,
     ErasureHandlers,
 )
+from mlpd.cluster.router.event_pages import EventPageHandlers
 from mlpd.cluster.router.everywhere import Everywhere
 from mlpd.cluster.router.hedging import Hedging
 from mlpd.cluster.router.logs import LogHandlers
@@ -81,6 +82,7 @@ class Router:
         self._rows = RowHandlers(self.members, self.cache, config.read_s)
         self._outcomes = OutcomeHandlers(self.members)
         self._logs = LogHandlers(self.members)
+        self._event_pages = EventPageHandlers(self.members)
         everywhere = Everywhere(self.members)
         self._erasures = ErasureHandlers(everywhere)
         self._alerting = AlertingHandlers(everywhere)
@@ -213,6 +215,7 @@ class Router:
     def _handlers_of_all(self) -> Mapping[str, Handler]:
         erasures, alerting, watched = self._erasures, self._alerting, self._watched
         return {
+            "GET /v1/events/{source}": self._event_pages.page,
             "GET /v1/predictions": self._logs.predictions,
             "GET /v1/freshness": watched.freshness,
             "GET /v1/quality": watched.quality,

@@ -158,8 +158,18 @@ class Members:
     async def fetch_all(self, request: r.Request, until: Until) -> dict[str, r.Answer | MlpdError]:
         """Return each shard's answer as it came, or its error, by name; the arbiter's first."""
         members = self.all()
-        found = await asyncio.gather(*(_fetch(member, request, until) for member in members))
+        found = await asyncio.gather(*(self.fetch(m, request, until) for m in members))
         return {member.name: answer for member, answer in zip(members, found, strict=True)}
+
+    async def fetch(
+        self, member: Upstream, request: r.Request, until: Until
+    ) -> r.Answer | MlpdError:
+        """Return a shard's good answer as it came, or its error."""
+        try:
+            answer = await member.ask(request, until)
+        except MlpdError as error:
+            return error
+        return answer if answer.status < 400 else r.read_error(answer)  # noqa: PLR2004 - errors
 
     async def _try(self, url: str, request: r.Request, until: Until) -> Any:
         return await self.ask(self._upstream(url), request, until)
@@ -172,14 +182,6 @@ class Members:
         if found.name == url:  # it was asked for the map before that told its name
             found.name = next((s.name for s in self.shards() if s.url == url and s.name), url)
         return found
-
-
-async def _fetch(member: Upstream, request: r.Request, until: Until) -> r.Answer | MlpdError:
-    try:
-        answer = await member.ask(request, until)
-    except MlpdError as error:
-        return error
-    return answer if answer.status < 400 else r.read_error(answer)  # noqa: PLR2004 - errors
 
 
 def _next(calls: Calls[Any], outcomes: Any) -> _Step:

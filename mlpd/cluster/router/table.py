@@ -111,6 +111,7 @@ _BY_WAY: Mapping[Way, tuple[str, ...]] = {
         f"GET {_SERVED_VERSION}/stats",
     ),
     "all": (
+        "GET /v1/events/{source}",
         "GET /v1/predictions",
         "GET /v1/freshness",
         "GET /v1/quality",
@@ -134,7 +135,6 @@ _BY_WAY: Mapping[Way, tuple[str, ...]] = {
         "GET /docs/{page:.+}",
     ),
     "refused": (
-        "GET /v1/events/{source}",
         "POST /v1/drift/{model}/check",
         "GET /v1/performance/{model}/analysis",
         "GET /v1/shadows",
