@@ -77,13 +77,15 @@ class Rows(Scatter):
         lost = {row for ask in piece.needs if ask.shard.name not in answers for row in ask.rows}
         rows = [row for row in piece.rows if row not in lost]
         mine, t_us = set(rows), 0
-        groups: list[dict[str, Any]] = []
+        groups, sequences = list[dict[str, Any]](), dict[str, int]()
         for ask in piece.needs:
             if ask.shard.name in answers and mine & set(ask.rows):
                 answer = answers[ask.shard.name]
                 t_us = max(t_us, answer["t_us"])
+                sequences[ask.shard.name] = answer["sequence"]
                 groups += _take_cells(ask, answer["groups"], mine)
-        return self._piece(topology, piece.shard, rows, cells={"t_us": t_us, "groups": groups})
+        cells = {"t_us": t_us, "sequences": sequences, "groups": groups}
+        return self._piece(topology, piece.shard, rows, cells=cells)
 
     def merge(self, done: Gathered) -> Any:
         """Return the answer in the order of the rows; raises if no row has one."""

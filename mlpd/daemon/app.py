@@ -323,6 +323,9 @@ class Daemon:
         self.retention = Retention(
             self.environment, self.writer, self.config.predictions, self.state, self.clock
         )
+        self.gathering = Gathering(
+            *(self.environment, self.state, self.ownership, self.parts, self.peers), self.paths
+        )
         self.audit = Audit(
             self.environment,
             self.writer,
@@ -332,6 +335,7 @@ class Daemon:
             self.paths,
             self.config.monitoring,
             self.parts,
+            self.gathering,
             self.clock,
         )
         self.drift = Drift(
@@ -393,9 +397,6 @@ class Daemon:
         )
         self.dropped = DroppedViews(self.environment, self.writer, self.state)
         publisher = Publisher(self.registry, self.routes.refresh, self.drift.gate)
-        self.gathering = Gathering(
-            *(self.environment, self.state, self.ownership, self.parts, self.peers), self.paths
-        )
         self.history = History(
             self.environment, self.state, self.ownership, self.gathering, self.paths
         )

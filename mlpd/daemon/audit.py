@@ -7,6 +7,8 @@ as often as its share of a processor allows.
 import asyncio
 import json
 import logging
+import secrets
+import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,6 +16,7 @@ from typing import Any
 from mlpd.core.config import MonitoringConfig
 from mlpd.core.errors import MlpdError
 from mlpd.core.time import Clock, format_time
+from mlpd.daemon.gathering import Gathering
 from mlpd.daemon.offline import offline_request
 from mlpd.daemon.parts import Parts
 from mlpd.daemon.peers import together
@@ -52,9 +55,11 @@ class Audit:
         paths: DataDirectory,
         config: MonitoringConfig,
         parts: Parts,
+        gathering: Gathering,
         clock: Clock,
     ) -> None:
         self._parts = parts
+        self._gathering = gathering
         parts.offer("audit", self._give_last)
         parts.offer("audit_run", lambda asked: self.run(asked["limit"]), limit=int | None)
         self._config = config
@@ -143,10 +148,15 @@ class Audit:
                 **offline_request(self._paths, catalog, through),
                 **asked,
                 "versions": await self._versions(catalog),
+                "others": None,
             }
-            async with Child("audit", request, nice=_NICE) as child:
-                found: dict[str, Any] = await child.result()
-            window = asked["window"]
+            found = await _compare(request)
+            elsewhere, window = found.pop("elsewhere"), asked["window"]
+            if window is not None:
+                found["unavailable"] += elsewhere["rows"]
+            elif elsewhere["rows"]:
+                more = await self._compare_elsewhere(catalog, request, elsewhere["logs"])
+                found = _add(found, more)
             self._last = {
                 **found,
                 "window": window and [format_time(window[at]) for at in ("from_us", "to_us")],
@@ -156,6 +166,17 @@ class Audit:
             self.rows["match"] += found["rows_compared"] - found["mismatched_rows"]
             self.rows["unavailable"] += found["unavailable"]
             return self._last
+
+    async def _compare_elsewhere(
+        self, catalog: Catalog, request: Mapping[str, Any], logs: Mapping[str, Sequence[str]]
+    ) -> dict[str, Any]:
+        """Compare the rows that brought values of other shards, with what their logs say."""
+        folder = self._paths.joins / f"audit-{secrets.token_hex(8)}"
+        try:
+            others = await self._gathering.fetch_logs(catalog, logs, folder)
+            return await _compare({**request, "others": others})
+        finally:
+            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
 
     def _has_served(self, from_us: int, to_us: int) -> bool:
         start, stop = (time_us.to_bytes(8, "big") for time_us in (from_us, to_us))
@@ -205,6 +226,22 @@ class Audit:
                     "definitions": None if running else lineage.definitions,
                 }
         return found
+
+
+async def _compare(request: Mapping[str, Any]) -> dict[str, Any]:
+    async with Child("audit", request, nice=_NICE) as child:
+        found: dict[str, Any] = await child.result()
+        return found
+
+
+def _add(found: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what two comparisons of other rows found."""
+    return {
+        **found,
+        **{name: found[name] + more[name] for name in _SUMS},
+        "by_feature": dict(Counter(found["by_feature"]) + Counter(more["by_feature"])),
+        "examples": [*found["examples"], *more["examples"]][:MISMATCHES_MAX],
+    }
 
 
 def merge_audits(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

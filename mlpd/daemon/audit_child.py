@@ -1,20 +1,16 @@
 """Child entry `audit`: recompute what was served, from the log, and compare bit for bit."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from resource import RUSAGE_SELF, getrusage
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from mlpd.core.columns import Column
-from mlpd.core.convert import column_of
 from mlpd.core.hashing import SLOTS
-from mlpd.core.routing import NO_SLOT, distinct, key_slots
 from mlpd.core.specs import Closure
 from mlpd.core.time import format_time
 from mlpd.core.vector import Vectorizer
+from mlpd.daemon.audit_logs import AuditedRows, Logs, open_logs
 from mlpd.daemon.child import Send
 from mlpd.daemon.offline import Offline, open_offline
 from mlpd.daemon.predictions import (
@@ -24,11 +20,8 @@ from mlpd.daemon.predictions import (
 )
 from mlpd.daemon.served_child import read_predictions
 from mlpd.daemon.served_left import listed_keys, load_left
-from mlpd.features.horizon import find_kept
-from mlpd.features.offline import JoinOptions, Spine, join_history
 from mlpd.features.tombstones import DELETED
 from mlpd.monitoring.consistency import Comparison, Mismatch, compare
-from mlpd.storage.map_store import FileMapStore
 from mlpd.storage.segments import EVENT_TIME, KNOWN_TIME, SEQUENCE
 from mlpd.storage.tables import Table
 
@@ -53,26 +46,38 @@ def run(request: dict[str, Any], send: Send) -> dict[str, Any]:
     a sample of those that were logged in it.  `versions` maps `model@version` to {"encoder",
     "service", "service_hash", "definitions"}, the last null where this version of the service
     runs.  Rows of unknown versions, of a time whose history is no longer kept, and of entities that
-    were or are on other shards are `unavailable`.
+    nobody tells of any more are `unavailable`.  `others`: null to leave out rows for which logs of
+    other shards are needed: `elsewhere` has their number, and per shard the sources.  With these
+    logs, from `Gathering.fetch_logs`, such rows alone are compared.
     """
     totals: list[Comparison] = []
     unavailable, explained = 0, list[dict[str, Any]]()
+    left, needs = 0, dict[str, set[str]]()
     with open_offline(request) as offline:
+        logs = open_logs(offline, request["others"])
         served, rows = _rows(offline, request)
         for reference, batch in _batches(offline, rows, request["limit"]):
             version = request["versions"].get(reference)
-            found = None if version is None else _find(offline, version)
+            found = None if version is None else _find(logs, version)
             if found is None:
-                unavailable += len(batch)
+                unavailable += len(batch) if request["others"] is None else 0
                 continue
-            vectorizer = Vectorizer.from_dict(version["encoder"])
-            is_kept = _kept(*found, batch).tolist()
-            kept = [p for p, here in zip(batch, is_kept, strict=True) if here]
-            compared = [audit(*found, vectorizer, kept)] if kept else []
-            unavailable += len(batch) - sum(total.rows for total in compared)
+            asked = AuditedRows(*found, batch)
+            elsewhere = asked.elsewhere()
+            if request["others"] is None:
+                left += int(elsewhere.sum())
+                for shard, sources in asked.needs(elsewhere).items():
+                    needs.setdefault(shard, set()).update(sources)
+                asked = asked.take(~elsewhere)
+            else:
+                asked = asked.take(elsewhere)
+                asked = asked.take(~asked.is_newer())
+            kept = asked.take(asked.kept())
+            compared = [audit(kept, Vectorizer.from_dict(version["encoder"]))] if kept.rows else []
+            unavailable += len(asked.rows) - sum(total.rows for total in compared)
             totals += compared
             for total in compared:
-                explained += _explain(*found, kept, total, EXPLAINED_MAX - len(explained))
+                explained += _explain(found[1], kept, total, EXPLAINED_MAX - len(explained))
             send({"kind": "progress", "rows": sum(total.rows for total in totals)})
     usage = getrusage(RUSAGE_SELF)
     return {
@@ -82,6 +87,7 @@ def run(request: dict[str, Any], send: Send) -> dict[str, Any]:
         "mismatched_rows": sum(total.mismatched_rows for total in totals),
         "mismatches": sum(total.mismatched_values for total in totals),
         "unavailable": unavailable,
+        "elsewhere": {"rows": left, "logs": {name: sorted(found) for name, found in needs.items()}},
         "by_feature": _sum(total.by_feature for total in totals),
         "examples": [*explained, *_others(totals, explained)][:EXAMPLES_MAX],
         "cpu_s": usage.ru_utime + usage.ru_stime,
@@ -110,35 +116,37 @@ def _example(found: Mismatch, events: list[dict[str, Any]] | None) -> dict[str, 
 
 
 def _explain(
-    offline: Offline, closure: Closure, batch: list[Prediction], total: Comparison, count: int
+    closure: Closure, audited: AuditedRows, total: Comparison, count: int
 ) -> list[dict[str, Any]]:
     """Return the first differences with the newest events that their features could see."""
-    by_id = {prediction.prediction_id: prediction for prediction in batch}
+    places = {row.prediction_id: place for place, row in enumerate(audited.rows)}
     return [
-        _example(found, _events_behind(offline, closure, found.feature, by_id[found.prediction_id]))
+        _example(
+            found, _events_behind(closure, found.feature, audited, places[found.prediction_id])
+        )
         for found in total.mismatches[: max(0, count)]
     ]
 
 
 def _events_behind(
-    offline: Offline, closure: Closure, feature: str, prediction: Prediction
+    closure: Closure, feature: str, audited: AuditedRows, place: int
 ) -> list[dict[str, Any]]:
-    """Return the newest events of the entity that the prediction saw, newest first.
+    """Return the newest events of the entity that a row saw, newest first.
 
     Of the view that the feature is of; of all that the service reads, where it is a transform.
     """
     import polars as pl  # noqa: PLC0415 - in the child alone
 
-    definitions = offline.catalog.definitions
-    owner = feature.partition(".")[0]
+    owner, prediction = feature.partition(".")[0], audited.rows[place]
     names = [owner] if owner in closure.view_features else list(closure.view_features)
     found = []
     for name in names:
+        log, sequence = audited.log_of(place, name)
+        definitions = log.catalog.definitions
         view = definitions.view(name)
-        keys = definitions.entities[view.entity].columns
-        frame = offline.frame(view.source, definitions.source(view.source).schema)
-        seen = (pl.col(SEQUENCE) <= prediction.sequence) & (pl.col(EVENT_TIME) <= prediction.t_us)
-        for key in keys:
+        frame = log.frame(view.source, definitions.source(view.source).schema)
+        seen = (pl.col(SEQUENCE) <= sequence) & (pl.col(EVENT_TIME) <= prediction.t_us)
+        for key in definitions.entities[view.entity].columns:
             seen &= pl.col(key) == prediction.given[key]
         rows = frame.filter(seen).sort(EVENT_TIME, SEQUENCE).tail(EVENTS_SHOWN).to_dicts()
         found += [_describe(view.source, row) for row in rows]
@@ -163,75 +171,27 @@ def _is_plain(value: Any) -> bool:
     return value is None or isinstance(value, bool | int | float | str)
 
 
-def _find(offline: Offline, version: Mapping[str, Any]) -> tuple[Offline, Closure] | None:
-    """Return the version of the service that a model reads, and the catalog that has it.
+def _find(logs: Logs, version: Mapping[str, Any]) -> tuple[Logs, Closure] | None:
+    """Return the version of the service that a model reads, and the logs through what has it.
 
     None if the definitions that came with the model don't make it any more.
     """
-    asked = version["service"], version["service_hash"]
+    asked, offline = (version["service"], version["service_hash"]), logs.own
     if version["definitions"] is not None:
         offline = offline.with_definitions(version["definitions"])
     closure = offline.catalog.find_closure(*asked)
     if closure is None:
         return None
-    former = offline.catalog.pinned.get(closure.hash)
-    return (offline if former is None else replace(offline, catalog=former)), closure
+    return logs.through(offline.catalog.pinned.get(closure.hash, offline.catalog)), closure
 
 
-def audit(
-    offline: Offline, closure: Closure, vectorizer: Vectorizer, batch: list[Prediction]
-) -> Comparison:
-    """Return how the logged vectors compare with those of the log as of their sequences."""
-    given: Mapping[str, Column] = {
-        name: column_of(dtype, [p.given[name] for p in batch], name)
-        for name, dtype in {**closure.key_columns, **closure.service.request}.items()
-    }
-    t_us = np.array([p.t_us for p in batch], np.int64)
-    sequences = np.array([p.sequence for p in batch], np.int64)
-    spine = Spine(given, t_us, sequences)
-    frame = join_history(
-        offline.catalog,
-        closure,
-        spine,
-        offline.events,
-        JoinOptions("as_of_sequence", lineage=offline.lineage()),
-    )
-    recomputed = vectorizer.vectorize(frame.columns)
-    logged = np.stack([p.vector for p in batch])
-    rows = np.flatnonzero(_kept(offline, closure, batch))  # history may have gone under the join
-    ids = [batch[row].prediction_id for row in rows.tolist()]
+def audit(asked: AuditedRows, vectorizer: Vectorizer) -> Comparison:
+    """Return how the logged vectors compare with those of the logs as of what the rows saw."""
+    recomputed = vectorizer.vectorize(asked.recompute().columns)
+    logged = np.stack([p.vector for p in asked.rows])
+    rows = np.flatnonzero(asked.kept())  # history may have gone under the join
+    ids = [asked.rows[row].prediction_id for row in rows.tolist()]
     return compare(ids, vectorizer.names, logged[rows], recomputed[rows])
-
-
-def _kept(offline: Offline, closure: Closure, batch: list[Prediction]) -> NDArray[np.bool_]:
-    """Return of which predictions all that they saw is still kept."""
-    t_us = np.array([p.t_us for p in batch], np.int64)
-    sequences = np.array([p.sequence for p in batch], np.int64)
-    kept = find_kept(offline.catalog, closure, offline.horizons(), t_us, sequences)
-    return kept & _all_here(offline, closure, batch, sequences)
-
-
-def _all_here(
-    offline: Offline, closure: Closure, batch: list[Prediction], sequences: NDArray[np.int64]
-) -> NDArray[np.bool_]:
-    """Return of which predictions all entities are here, and were when they were served."""
-    member, lineage = FileMapStore(offline.paths.root).load(), offline.lineage()
-    here = np.ones(len(batch), np.bool_)
-    if member is None:
-        return here
-    owned = np.frombuffer(member.flags, np.uint8).astype(np.bool_)
-    brought = np.array([p.brought for p in batch], np.int64)
-    for entity in distinct(offline.catalog.views[view].entity for view in closure.view_features):
-        columns = {name: [p.given[name] for p in batch] for name in entity.columns}
-        slots = key_slots(entity, columns, len(batch))
-        whole = owned[slots]
-        if lineage is not None:
-            of = np.maximum(slots, 0)
-            whole &= np.where(
-                brought > 0, lineage.came_by(of) == brought, lineage.is_whole(of, sequences)
-            )
-        here &= whole | (slots == NO_SLOT)
-    return here
 
 
 def _rows(offline: Offline, request: Mapping[str, Any]) -> tuple[int | None, Iterator[Prediction]]:
@@ -280,7 +240,7 @@ def _load(offline: Offline, keys: list[bytes]) -> Iterator[Prediction]:
         moved.update(p.prediction_id for p in found if p.moved)
         yield from (p for p in found if not p.moved)
     if moved:
-        for predictions in read_predictions(offline.environment, offline.paths.predictions):
+        for predictions in read_predictions(offline.environment, offline.paths):
             yield from (p for p in predictions if p.prediction_id in moved)
 
 
@@ -316,7 +276,7 @@ def _logged(offline: Offline) -> Iterator[Prediction]:
             if not prediction.moved:
                 seen.add(prediction.prediction_id)
                 yield prediction
-    for predictions in read_predictions(offline.environment, offline.paths.predictions):
+    for predictions in read_predictions(offline.environment, offline.paths):
         yield from (p for p in predictions if p.prediction_id not in seen)
 
 

@@ -23,6 +23,7 @@ from mlpd.features.catalog import Catalog
 from mlpd.storage.environment import Environment
 from mlpd.storage.files import DataDirectory
 from mlpd.storage.horizons import Horizon, load_horizons
+from mlpd.storage.lineage import encode_lineage, load_lineage
 
 FETCH_S = 3600.0
 """What the events of one source on one shard may take."""
@@ -49,6 +50,7 @@ class Gathering:
         self._paths = paths
         self._writing = asyncio.Semaphore(1)
         parts.offer("horizons", self._horizons)
+        parts.offer("standing", self._standing)
 
     @property
     def is_needed(self) -> bool:
@@ -56,12 +58,14 @@ class Gathering:
         return self._ownership.part is not None or self._ownership.has_lineage
 
     @asynccontextmanager
-    async def written(self, source: str, definitions: str, epoch: int) -> AsyncIterator[IO[bytes]]:
+    async def written(
+        self, source: str, definitions: str, epoch: int, *, copies: bool = False
+    ) -> AsyncIterator[IO[bytes]]:
         """Yield the file of this shard's events of a source, open, which is gone afterwards.
 
-        `definitions`, `epoch`: digest of the definitions and epoch of the map of whoever asks.
-        Raises ConflictError: `other_definitions`, `epoch_moved`, `move_under_way`; and what
-        `Definitions.source` raises.
+        Those at home here, or with `copies` all that its log has.  `definitions`, `epoch`: digest
+        of the definitions and epoch of the map of whoever asks.  Raises ConflictError:
+        `other_definitions`, `epoch_moved`, `move_under_way`; and what `Definitions.source` raises.
         """
         self.check_still(epoch)
         with self._environment.snapshot() as snapshot:
@@ -76,7 +80,7 @@ class Gathering:
         path = self._paths.joins / f"{secrets.token_hex(8)}.parquet"
         try:
             await asyncio.to_thread(self._paths.joins.mkdir, parents=True, exist_ok=True)
-            await self._write(catalog, source, path)
+            await self._write(catalog, source, path, copies=copies)
             file = path.open("rb")
         finally:
             await asyncio.to_thread(path.unlink, missing_ok=True)
@@ -114,6 +118,35 @@ class Gathering:
         self.check_still(epoch)
         return {"files": files, "horizons": horizons}
 
+    async def fetch_logs(
+        self, catalog: Catalog, wanted: Mapping[str, Iterable[str]], folder: Path
+    ) -> dict[str, dict[str, Any]]:
+        """Return, by the names of shards, what an audit's request says of the `wanted` sources.
+
+        Their files lie in `folder`: all events of that shard's log, which has them up to `through`
+        at least.  Raises as `gather` does.
+        """
+        await asyncio.to_thread(folder.mkdir, parents=True, exist_ok=True)
+        digest, epoch = definition_hash(catalog.document), self._ownership.epoch
+        shards = self._ownership.others()
+        query = f"definitions={digest}&epoch={epoch}&copies=true"
+        standings = await self._parts.others("standing", {})
+        found: dict[str, dict[str, Any]] = {}
+        for shard, standing in zip(shards, standings, strict=True):
+            if shard.name in wanted:
+                sources = [s for s in wanted[shard.name] if s in catalog.definitions.sources]
+                files = {s: folder / f"{shard.name}-{n}.parquet" for n, s in enumerate(sources)}
+                fetched = (self._fetch(shard, s, query, path) for s, path in files.items())
+                await together(*fetched)
+                named = {source: str(path) for source, path in files.items()}
+                found[shard.name] = {**standing, "files": named}
+        horizons = await self._parts.others("horizons", {})  # what went meanwhile is in no file
+        for shard, gone in zip(shards, horizons, strict=True):
+            if shard.name in found:
+                found[shard.name]["horizons"] = gone
+        self.check_still(epoch)
+        return found
+
     def check_still(self, epoch: int) -> None:
         """Raise ConflictError unless the map is of this epoch and nothing moves.
 
@@ -133,13 +166,16 @@ class Gathering:
                 hint="Start it again when mlpd shard status shows no move.",
             )
 
-    async def _write(self, catalog: Catalog, source: str, path: Path) -> None:
+    async def _write(
+        self, catalog: Catalog, source: str, path: Path, *, copies: bool = False
+    ) -> None:
         part = self._ownership.part
         with self._environment.snapshot() as snapshot:
             through = snapshot.sequence
         request = {
             **offline_request(self._paths, catalog, through),
             "source": source,
+            "copies": copies,
             "part": None if part is None else part.to_request(),
             "answer": str(path),
         }
@@ -161,6 +197,11 @@ class Gathering:
                 "who answers.",
                 details={"shard": shard.name, "why": error.code},
             ) from None
+
+    async def _standing(self, _: Mapping[str, Any]) -> dict[str, Any]:
+        with self._environment.snapshot() as snapshot:
+            lineage = encode_lineage(load_lineage(snapshot))
+            return {"through": snapshot.sequence, "lineage": lineage}
 
     async def _horizons(self, _: Mapping[str, Any]) -> dict[str, list[int]]:
         with self._environment.snapshot() as snapshot:

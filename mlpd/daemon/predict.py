@@ -178,7 +178,9 @@ class Predict:
                 failures[name] = index, error
         homes = self._ownership.homes
         slots = None if homes is None else homes.home_slots(live.asks.entities, given, len(rows))
-        return Prepared(typed, read, reads, draws, parts, failures, slots, both)
+        is_part = self._ownership.part is not None
+        others = cells.sequences if cells is not None and is_part else {}
+        return Prepared(typed, read, reads, draws, parts, failures, slots, both, others)
 
     def _check(self, rows: Sequence[Mapping[str, Any]], include: Sequence[str]) -> None:
         if len(rows) > self._rows_max:
@@ -424,6 +426,7 @@ class Predict:
                     phase=draw.phase if takes_part else 0,
                     chosen=None if chosen is None else int(chosen[place]),
                     share=live.spec.log_share if is_plain else 1.0,
+                    others=prepared.others,
                 )
             )
         return predictions

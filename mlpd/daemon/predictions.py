@@ -12,7 +12,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgpack
@@ -32,8 +32,8 @@ _FORMAT = 1
 SEQUENCE, ARM, VECTOR, GIVEN, UNIT = 1, 3, 7, 8, 9
 EXPERIMENT, PHASE, CHOSEN, BROUGHT = 11, 12, 13, 15
 """Their places in a row."""
-_PLAIN: tuple[int | None, float, int] = (None, 1.0, 0)
-"""Chosen class, share and import of most rows."""
+_PLAIN: tuple[int | None, float, int, Mapping[str, int]] = (None, 1.0, 0, {})
+"""Chosen class, share, import and sequences of other shards of most rows."""
 _ID_BYTES = 16
 _UNIQUE_MASK = 0xFFFF_FFFF_FFFF
 KEY_BYTES = 16
@@ -57,7 +57,8 @@ class Prediction:
     `chosen`: of a model of several classes the one with the largest score, which is `score`.
     `share`: of such rows that were logged.  `moved`: its vector and `given` lie in a file, they are
     empty.  `brought`: number of the import by which its slot came from another shard, 0 for none;
-    `sequence` is then the last event that it saw of those that the import brought.
+    `sequence` is then the last event that it saw of those that the import brought.  `others`: of a
+    row that was read with cells, the last event that each shard had seen which gave some.
     """
 
     prediction_id: str
@@ -78,6 +79,7 @@ class Prediction:
     share: float = 1.0
     moved: bool = False
     brought: int = 0
+    others: Mapping[str, int] = field(default_factory=dict)
 
     def target(self, label: float) -> float:
         """Return what `score` should have been for this label: of several classes 0 or 1."""
@@ -101,7 +103,7 @@ class Prediction:
 
     def _more(self) -> tuple[Any, ...]:
         """Return what few rows have; what is usual is left out."""
-        more, plain = (self.chosen, self.share, self.brought), len(_PLAIN)
+        more, plain = (self.chosen, self.share, self.brought, self.others), len(_PLAIN)
         while plain and more[plain - 1] == _PLAIN[plain - 1]:
             plain -= 1
         return more[:plain]
@@ -131,6 +133,7 @@ def decode_prediction(key: bytes, value: bytes) -> Prediction:
         share=last[1],
         moved=vector is None,
         brought=last[2],
+        others=last[3],
     )
 
 

@@ -24,7 +24,7 @@ from mlpd.daemon.served_left import listed_keys, load_left
 from mlpd.daemon.served_pages import ServedSelection, read_file, read_page
 from mlpd.storage.environment import Environment
 from mlpd.storage.files import DataDirectory, fsync_dir, fsync_file, make_dirs
-from mlpd.storage.lineage import load_lineage
+from mlpd.storage.map_store import FileMapStore
 from mlpd.storage.segment_files import write_parquet
 from mlpd.storage.tables import Table
 
@@ -119,30 +119,33 @@ def page(environment: Environment, directory: Path, request: Mapping[str, Any]) 
 _WORK = {"export": export, "page": page, "erase": erase}
 
 
-def read_predictions(environment: Environment, directory: Path) -> Iterator[list[Prediction]]:
+def read_predictions(environment: Environment, paths: DataDirectory) -> Iterator[list[Prediction]]:
     """Yield the predictions of all files, a file at a time."""
     with environment.snapshot() as snapshot:
         numbers = [file.number for file in load_files(snapshot)]
-        has_lineage = load_lineage(snapshot) is not None
+    is_shard = FileMapStore(paths.root).load() is not None
     for number in numbers:
-        frame = read_file(environment, directory, number)
+        frame = read_file(environment, paths.predictions, number)
         if frame is not None:
             found = [*from_frame(frame)]
-            yield [*_with_imports(environment, found)] if has_lineage else found
+            yield [*_with_shards(environment, found)] if is_shard else found
 
 
-def _with_imports(
+def _with_shards(
     environment: Environment, predictions: Sequence[Prediction]
 ) -> Iterator[Prediction]:
-    """Yield predictions with the import that brought them, which files don't have."""
+    """Yield predictions with what files don't have: their import, sequences of other shards."""
     for start in range(0, len(predictions), _GET_ROWS):
         part = predictions[start : start + _GET_ROWS]
         with environment.snapshot() as snapshot:
             keys = [prediction_key(p.prediction_id) for p in part]
             values = snapshot.get_many(Table.PREDICTIONS, keys)
         for prediction, key, value in zip(part, keys, values, strict=True):
-            brought = 0 if value is None else decode_prediction(key, bytes(value)).brought
-            yield replace(prediction, brought=brought)
+            if value is not None:
+                row = decode_prediction(key, bytes(value))
+                yield replace(prediction, brought=row.brought, others=row.others)
+            else:
+                yield prediction
 
 
 def write(directory: Path, file: ServedFile, frame: "pl.DataFrame") -> ServedFile:

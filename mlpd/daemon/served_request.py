@@ -4,7 +4,7 @@ Of an interleaved list both arms serve all rows; then each row goes to the team 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -68,7 +68,8 @@ class Prepared:
     `reads`: the request as each version of the service sees it, by hash; they differ in the frame
     alone, and `read` is the first.  `failures`: per arm its rows and why there are no vectors.
     `slots`: on one of several shards, where each row's prediction lives.  `both`: the
-    arms of an interleaved experiment, each of which ranks the rows that take part.
+    arms of an interleaved experiment, each of which ranks the rows that take part.  `others`: of
+    other shards whose cells were read, the last event that each had seen.
     """
 
     rows: Sequence[Mapping[str, Any]]
@@ -79,6 +80,7 @@ class Prepared:
     failures: Mapping[str, tuple[NDArray[np.int64], InternalError]]
     slots: Sequence[int] | None = None
     both: tuple[str, ...] = ()
+    others: Mapping[str, int] = field(default_factory=dict)
 
 
 def group_rows(draws: Sequence[Draw], both: Sequence[str]) -> dict[str, NDArray[np.int64]]:

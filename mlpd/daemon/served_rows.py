@@ -72,4 +72,4 @@ def read_files(request: Mapping[str, Any]) -> Iterator[list[Prediction]]:
     """
     paths = DataDirectory(Path(request["directory"]))
     with Environment.open(paths.lmdb, clock=system_clock, readonly=True) as environment:
-        yield from read_predictions(environment, paths.predictions)
+        yield from read_predictions(environment, paths)

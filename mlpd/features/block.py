@@ -57,6 +57,19 @@ class Block(NamedTuple):
         self.words[rows], self.valid[rows], self.state[rows] = part.words, part.valid, part.state
         self.fill_texts(rows, part)
 
+    def place(self, rows: slice, index: NDArray[np.int64], part: "Block") -> None:
+        """Set the features of `rows`, in the columns at `index`, to those of a block of that many.
+
+        `part` has all features, in the same rows.
+        """
+        self.words[rows, index] = part.words[rows]
+        self.valid[rows, index] = part.valid[rows]
+        self.state[rows, index] = part.state[rows]
+        for row, texts in part.texts.items():
+            if rows.start <= row < rows.stop:
+                whole = self.texts.setdefault(row, np.empty(self.words.shape[1], object))
+                whole[index] = texts
+
     def fill_texts(self, rows: slice, part: "Block") -> None:
         """Take over the texts of a part."""
         for row, texts in part.texts.items():

@@ -12,6 +12,8 @@ from mlpd.core.columns import DType
 from mlpd.core.convert import column_of, convert_value
 from mlpd.core.errors import ConflictError, ValidationError
 from mlpd.core.keys import encode_entity, online_keys
+from mlpd.core.names import NAME_PATTERN
+from mlpd.core.shards import SHARDS_MAX
 from mlpd.core.specs import EntitySpec
 from mlpd.features.assemble import EntityParts, FrameLayout
 from mlpd.features.catalog import view_key
@@ -43,10 +45,15 @@ class CellGroup:
 
 @dataclass(frozen=True, slots=True)
 class Cells:
-    """Cells that were handed over; all of them were stored before `t_us`."""
+    """Cells that were handed over; all of them were stored before `t_us`.
+
+    `sequences`: by the name of each shard that they came from the last event that it had seen;
+    without them nobody can tell later what a row saw.
+    """
 
     t_us: int
     groups: tuple[CellGroup, ...]
+    sequences: Mapping[str, int]
 
     def over(
         self, layout: FrameLayout, owned: bytes, get_many: GetMany, check_keys: CheckKeys
@@ -112,11 +119,13 @@ def decode_asked(value: Sequence[Mapping[str, Any]]) -> Asked:
 
 def decode_cells(value: Mapping[str, Any]) -> Cells:
     """Return the cells in a request; raises ValidationError(code="invalid_cells")."""
-    if value.keys() != {"t_us", "groups"} or not isinstance(value["groups"], list):
-        raise _invalid("they have t_us and groups")
+    is_right = value.keys() - {"sequences"} == {"t_us", "groups"}
+    if not is_right or not isinstance(value["groups"], list):
+        raise _invalid("they have t_us and groups, and may have sequences")
     if type(value["t_us"]) is not int:
         raise _invalid("t_us is no integer")
-    return Cells(value["t_us"], tuple(map(_decode_group, value["groups"])))
+    sequences = _sequences(value.get("sequences", {}))
+    return Cells(value["t_us"], tuple(map(_decode_group, value["groups"])), sequences)
 
 
 def _place(
@@ -199,6 +208,16 @@ def _stored(values: Any, keys: int) -> Stored:
     if not isinstance(values, list) or len(values) != keys:
         raise _invalid("there is one value for each key")
     return column_of(DType.BYTES, values, "cells").to_list()
+
+
+def _sequences(value: Any) -> dict[str, int]:
+    is_right = isinstance(value, Mapping) and all(
+        isinstance(shard, str) and NAME_PATTERN.fullmatch(shard) and type(sequence) is int
+        for shard, sequence in value.items()
+    )
+    if not is_right or len(value) > SHARDS_MAX:
+        raise _invalid("sequences are integers by the names of shards")
+    return dict(value)
 
 
 def _columns(value: Any) -> tuple[str, ...]:

@@ -87,6 +87,7 @@ HOME = Shape(
     {
         "definitions": Field("text", "Digest of those of whoever asks.", required=True),
         "epoch": Field("integer", "Of its map, 0 for none.", required=True),
+        "copies": Field("flag", "Also those that have their home on another shard."),
     }
 )
 PART = Shape(
@@ -97,7 +98,7 @@ PART = Shape(
             required=True,
             choices=(
                 *("performance", "drift", "experiment", "audit", "audit_run", "horizons"),
-                *("units", "stats"),
+                *("units", "stats", "standing", "shadows"),
             ),
         ),
         "fields": Field(
@@ -150,12 +151,15 @@ class ClusterHandlers:
     async def events(self, request: web.Request) -> web.StreamResponse:
         """Return the events of a source that have their home on this shard, as a Parquet file.
 
-        Over all shards each event comes once.
+        Over all shards each event comes once; with `copies` all that lie here come.
         """
         asked = HOME.read_query(request.query)
         source = request.match_info["source"]
         gathering = self._daemon.gathering
-        async with gathering.written(source, asked["definitions"], asked["epoch"]) as file:
+        written = gathering.written(
+            source, asked["definitions"], asked["epoch"], copies=bool(asked["copies"])
+        )
+        async with written as file:
             return await send_file(request, file, PARQUET, {})
 
     async def part(self, request: web.Request) -> web.Response:

@@ -40,7 +40,7 @@ STALE = Field(
 CELLS = Field(
     "object",
     "What other shards hold of keys that this one doesn't own: t_us and groups, as POST "
-    "/v1/cluster/cells answers them.",
+    "/v1/cluster/cells answers them, and `sequences`, that of each answer by its shard's name.",
 )
 SERVICE = {
     "service": Field("text", "Feature service to read."),

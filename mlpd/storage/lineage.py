@@ -5,8 +5,9 @@ by sequence and slot alone; docs/decisions/moving-slots.md says why, docs/format
 bytes.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import msgpack
 import numpy as np
@@ -52,13 +53,16 @@ class Import:
 
     def store(self, txn: WriteTransaction) -> None:
         """Write it to META."""
-        fields = {
+        txn.put(Table.META, PREFIX + u64be(self.number), msgpack.packb(self.to_dict()))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what `decode_import` reads, beside its number."""
+        return {
             "slots": format_runs(self.slots),
             "since": self.since,
             "live_from": self.live_from,
             "ranges": self.ranges,
         }
-        txn.put(Table.META, PREFIX + u64be(self.number), msgpack.packb(fields))
 
 
 @dataclass(frozen=True)
@@ -157,14 +161,30 @@ class Lineage:
 def read_imports(reader: Snapshot | WriteTransaction) -> Iterator[Import]:
     """Yield the imports, the oldest first."""
     for key, value in reader.scan(Table.META, PREFIX, PREFIX[:-1] + b"0"):
-        fields = msgpack.unpackb(value)
-        yield Import(
-            from_u64be(key[len(PREFIX) :]),
-            tuple(parse_runs(fields["slots"])),
-            fields["since"],
-            fields["live_from"],
-            tuple((first, last) for first, last in fields["ranges"]),
-        )
+        yield decode_import(from_u64be(key[len(PREFIX) :]), msgpack.unpackb(value))
+
+
+def decode_import(number: int, fields: Mapping[str, Any]) -> Import:
+    """Return the import that `Import.to_dict` gave."""
+    return Import(
+        number,
+        tuple(parse_runs(fields["slots"])),
+        fields["since"],
+        fields["live_from"],
+        tuple((first, last) for first, last in fields["ranges"]),
+    )
+
+
+def encode_lineage(lineage: Lineage | None) -> list[Any]:
+    """Return what `decode_lineage` reads: pairs of number and fields."""
+    imports = () if lineage is None else lineage.imports
+    return [[one.number, one.to_dict()] for one in imports]
+
+
+def decode_lineage(value: Iterable[Any]) -> Lineage | None:
+    """Return a lineage that another shard told of its own; None for none."""
+    imports = tuple(decode_import(number, fields) for number, fields in value)
+    return Lineage(imports) if imports else None
 
 
 def load_lineage(reader: Snapshot | WriteTransaction) -> Lineage | None:

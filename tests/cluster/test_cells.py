@@ -221,19 +221,36 @@ def test_scores_are_those_of_one_daemon_and_are_logged_once(spread: Any) -> None
     assert scores == [p["score"] for p in want]
 
 
-def test_what_was_served_with_cells_is_no_mismatch_of_the_audit(spread: Any) -> None:
-    _, shards, _, router, _ = spread
-    with Client(router.url) as over:
+def test_what_was_served_with_cells_is_recomputed_from_all_logs_it_came_from(
+    spread: Any, cluster_module: Any
+) -> None:
+    single, shards, _, router, _ = spread
+    more = {n: v[-40:] for n, v in sale_columns(int(time.time() * 1e6)).items() if n != "known_at"}
+    with Client(router.url) as over, Client(single.url) as one:
+        served = over.predict("mixed", ROWS[:60])
+        for client in (over, one):
+            client.events.send("sales", more)
         over.predict("mixed", ROWS[:60])
-    compared = unavailable = 0
-    for edge in shards:
-        with Client(edge.url) as client:
-            found = client.run_consistency()
-        assert found["mismatches"] == 0
-        compared += found["rows_compared"]
-        unavailable += found["unavailable"]
-    assert compared > 0
-    assert unavailable > 0
+        assert len(served["sequence"]) > 1
+        clean = over.run_consistency()
+    logged = sum(edge.daemon.predictions.logged for edge in shards)
+    assert clean["rows_compared"] == logged >= 120
+    assert (clean["mismatches"], clean["unavailable"]) == (0, 0)
+    home, other, row = foreign(spread, cluster_module)
+    names = {edge.url: shard.name for edge, shard in zip(shards, spread[2].shards, strict=True)}
+    keys = [{"columns": ["shop"], "values": [[row["shop"]]]}]
+    with Client(other.url) as owner, Client(home.url) as reader:
+        cells = owner.cluster.cells(keys, route="mixed")
+        for sequence in (cells["sequence"], 1):  # the second one claims to have seen one event
+            handed = {"t_us": cells["t_us"], "groups": cells["groups"]}
+            handed["sequences"] = {names[other.url]: sequence}
+            send(reader, {"rows": [row], "cells": handed}, "predict", "mixed")
+        send(reader, {"rows": [row], "cells": {**handed, "sequences": {}}}, "predict", "mixed")
+        found = reader.run_consistency()
+        assert found["rows_compared"] == logged + 2
+        assert found["mismatched_rows"] == found["unavailable"] == 1
+        assert {*found["by_feature"]} <= {"takings.amount_sum_3d", "takings.count_3d", "worth"}
+        assert found["examples"][0]["events"] is not None
 
 
 def test_a_shard_that_is_down_costs_the_rows_that_need_it(spread: Any, cluster_module: Any) -> None:
@@ -293,6 +310,8 @@ def test_cells_are_asked_of_their_owner_and_read_as_handed_over(
             ({**handed, "groups": [{**handed["groups"][0], "views": {}}]}, "other_definitions"),
             ({**handed, "t_us": "x"}, "invalid_cells"),
             ({"groups": []}, "invalid_cells"),
+            ({**handed, "sequences": {"a": "1"}}, "invalid_cells"),
+            ({**handed, "sequences": {"A": 1}}, "invalid_cells"),
             ({**handed, "groups": [{**handed["groups"][0], "keys": [[None]]}]}, "invalid_cells"),
             ({**handed, "groups": [{**handed["groups"][0], "keys": []}]}, "invalid_cells"),
         ):
@@ -304,10 +323,10 @@ def test_cells_are_asked_of_their_owner_and_read_as_handed_over(
         assert both.value.code == "invalid_request"
 
 
-def send(client: Any, fields: dict[str, Any]) -> Any:
+def send(client: Any, fields: dict[str, Any], *where: str) -> Any:
     from mlpd.client.requests import call  # noqa: PLC0415 - here alone
 
-    return client.send(call("POST", "v1", "features", "read", fields=fields))
+    return client.send(call("POST", "v1", *(where or ("features", "read")), fields=fields))
 
 
 @settings(max_examples=150, deadline=None)

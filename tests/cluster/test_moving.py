@@ -7,7 +7,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 
 from mlpd import Aggregate, Entity, FeatureView, Job, Spine, WindowView
@@ -23,7 +22,7 @@ from mlpd.core.keys import encode_entity
 from mlpd.core.routing import home_slot
 from mlpd.core.shards import Shard
 from mlpd.core.specs import EntitySpec
-from mlpd.daemon.audit_child import _all_here
+from mlpd.daemon.audit_logs import NOBODY, OWN, Logs, find_seen
 from mlpd.daemon.replay_check import compare_with_replay
 from mlpd.storage.lineage import Import, Lineage
 from mlpd.storage.map_store import FileMapStore, Member
@@ -291,20 +290,26 @@ def test_a_prediction_is_recomputed_only_where_all_that_it_saw_is_numbered(tmp_p
     came = next(u for u in users if slots[u] in owned)
     lineage = Lineage((Import(1, (slots[came],), since=3, live_from=9, ranges=((4, 9),)),))
     entity = EntitySpec("user", (("user", DType.STRING),))
-    views = {"v": SimpleNamespace(entity=entity)}
-    offline: Any = SimpleNamespace(
-        paths=SimpleNamespace(root=tmp_path),
-        lineage=lambda: lineage,
-        catalog=SimpleNamespace(views=views),
-    )
-    closure: Any = SimpleNamespace(view_features={"v": ()})
-    keys = (*users, None)
+    offline: Any = SimpleNamespace(lineage=lambda: lineage)
+    logs, keys = Logs(offline, None, member), (*users, None)
+
+    def told(sequence: int, brought: int, others: dict[str, int]) -> list[tuple[int, int]]:
+        asked = {"sequence": sequence, "brought": brought, "others": others}
+        batch: list[Any] = [SimpleNamespace(given={"user": u}, **asked) for u in keys]
+        seen = find_seen(logs, entity, batch)
+        return [*zip(seen.logs.tolist(), seen.sequences.tolist(), strict=True)]
+
     for sequence, counts in ((8, False), (9, True)):
-        sequences = np.full(len(keys), sequence)
-        batch: list[Any] = [SimpleNamespace(given={"user": u}, brought=0) for u in keys]
-        found = _all_here(offline, closure, batch, sequences).tolist()
         wanted = [slots[u] in owned and (u != came or counts) for u in users]
-        assert found == [*wanted, True]
-        batch = [SimpleNamespace(given={"user": u}, brought=1) for u in keys]
-        found = _all_here(offline, closure, batch, sequences).tolist()
-        assert found == [*(u == came for u in users), True]  # it saw what came with it, alone
+        found = [number for number, _ in told(sequence, 0, {})]
+        assert found == [*(OWN if here else NOBODY for here in wanted), OWN]
+        found = [number for number, _ in told(sequence, 1, {})]
+        # It saw what came with it, alone.
+        assert found == [*(OWN if u == came else NOBODY for u in users), OWN]
+    of_a, none = 1 + member.shard_map.index("a"), (OWN, 10)
+    wanted_of_a = [none if slots[u] in owned else (of_a, 5) for u in users]
+    assert told(10, 0, {"a": 5}) == [*wanted_of_a, none]
+    came_at = users.index(came)
+    assert told(9, 0, {"a": 5})[came_at][0] == NOBODY  # it may have read cells of it before it came
+    of_b = [(OWN, 10 if u == came else 30) if slots[u] in owned else (of_a, 5) for u in users]
+    assert told(10, 1, {"a": 5, "b": 30}) == [*of_b, none]  # served elsewhere, with cells from here
