@@ -46,7 +46,8 @@ from mlpd.monitoring.performance import CohortKey, CohortReport, PerformanceTabl
 from mlpd.monitoring.reference import ReferenceProfile
 from mlpd.registry.models import Registry as ModelRegistry
 from mlpd.registry.records import ModelVersion
-from mlpd.serving.shadow import ShadowRunner
+from mlpd.serving.paired import PairedDifference
+from mlpd.serving.shadow import ShadowPair, ShadowRunner
 from mlpd.storage.environment import Environment
 from mlpd.storage.tables import Table
 from mlpd.storage.transactions import WriteTransaction
@@ -80,6 +81,7 @@ class Monitor:
     ) -> None:
         self._parts = parts
         parts.offer("performance", self._pack_performance, model=str)
+        parts.offer("shadows", self._pack_shadows)
         parts.offer("drift", self._pack_counts, model=str, version=int, route=str | None)
         self._traces = traces
         self._clock = clock
@@ -310,12 +312,24 @@ class Monitor:
             ],
         }
 
-    def shadow_report(self) -> list[dict[str, Any]]:
-        """Return every shadow's paired difference to its primary."""
+    async def shadow_report(self) -> list[dict[str, Any]]:
+        """Return every shadow's paired difference to its primary, over all members."""
+        found = self._shadows.statistics()
+        for part in await self._parts.others("shadows", {}):
+            for pair, fields in part:
+                theirs, mine = PairedDifference.from_dict(fields), found.get(ShadowPair(*pair))
+                if mine is None:
+                    found[ShadowPair(*pair)] = theirs
+                else:
+                    mine.merge(theirs)
         return [
             {**pair._asdict(), **difference.to_dict(), **difference.summary()}
-            for pair, difference in self._shadows.statistics().items()
+            for pair, difference in found.items()
         ]
+
+    async def _pack_shadows(self, _: Mapping[str, Any]) -> list[Any]:
+        found = self._shadows.statistics()
+        return [[[*pair], difference.to_dict()] for pair, difference in found.items()]
 
     def freshness_report(self) -> dict[str, Any]:
         """Return per view the ages served, its SLO and its source's mark; per source the mark.

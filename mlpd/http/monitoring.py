@@ -191,7 +191,7 @@ class MonitoringHandlers:
 
     async def shadows(self, request: web.Request) -> web.Response:
         """Return every shadow's paired difference to the model that it shadows."""
-        return await respond(request, {"shadows": self._daemon.monitor.shadow_report()})
+        return await respond(request, {"shadows": await self._daemon.monitor.shadow_report()})
 
     async def consistency(self, request: web.Request) -> web.Response:
         """Return what the last audit found, null before the first since the start."""

@@ -3,10 +3,12 @@
 import random
 from typing import Any
 
+import numpy as np
 import pytest
 
 from mlpd.client import Client
 from mlpd.core.errors import MlpdError
+from mlpd.serving.shadow import ShadowPair
 
 pytestmark = pytest.mark.timeout(200)  # the first test starts the trio and trains
 
@@ -127,6 +129,35 @@ def rounded(value: Any, name: str = "") -> Any:
         return [rounded(item, name) for item in value]
     moments = ("mean", "deviation")
     return float(f"{value:.9g}") if isinstance(value, float) and name in moments else value
+
+
+def test_shadows_are_those_of_one_daemon(trio: Any, routed: Any) -> None:
+    rng = np.random.default_rng(7)
+    scores = rng.random((2, 900, 1))
+    scores[1, ::97] = np.nan
+    pairs = [ShadowPair("tried", "person@1", "person@2"), ShadowPair("other", "x@1", "x@2")]
+    for number, edge in enumerate((trio.single, *trio.shards)):
+        rows = slice(None) if number == 0 else slice(number - 1, None, 3)
+        runner = edge.daemon.shadows
+        with runner._lock:
+            runner._pair(pairs[0]).add(*scores[:, rows])
+            if number in (0, 3):  # one that a single shard has served
+                runner._pair(pairs[1]).add(*scores[:, 2::3])
+    want, found = ask_all(trio, routed, lambda c: c.shadows()["shadows"])
+    assert {pair["route"]: (pair["n"], pair["not_finite"]) for pair in want} == {
+        "tried": (890, 10),
+        "other": (297, 3),
+    }
+    for other in found:
+        by_route = {pair["route"]: pair for pair in other}
+        for pair in want:
+            theirs = by_route.pop(pair["route"])
+            for name, value in pair.items():
+                if name in ("mean", "m2", "sd", "mean_interval"):  # shards round on their own
+                    assert theirs[name] == pytest.approx(value, rel=1e-9)
+                else:
+                    assert theirs[name] == value
+        assert not by_route
 
 
 def test_audits_add_up(trio: Any, routed: Any, told: dict[str, Any]) -> None:

@@ -43,6 +43,7 @@ _BY_WAY: Mapping[Way, tuple[str, ...]] = {
         "GET /v1/drift/{model}/features/{feature}",
         "GET /v1/performance/{model}",
         "GET /v1/consistency",
+        "GET /v1/shadows",
         f"GET {_EXPERIMENT}/history",
         "GET /v1/jobs",
         "GET /v1/cluster/routing",
@@ -137,7 +138,6 @@ _BY_WAY: Mapping[Way, tuple[str, ...]] = {
     "refused": (
         "POST /v1/drift/{model}/check",
         "GET /v1/performance/{model}/analysis",
-        "GET /v1/shadows",
         "PUT /v1/cluster/map",
         "POST /v1/cluster/cells",
         "POST /v1/cluster/changes",
