@@ -8,6 +8,7 @@ from mlpd.cli.lazy import OrderedGroup
 from mlpd.cli.output import print_lines, print_pairs, print_table, show_share
 from mlpd.cli.session import Session, connected, examples
 from mlpd.cli.shard_haproxy import haproxy
+from mlpd.cli.shard_serve import serve
 
 if TYPE_CHECKING:
     from mlpd.cluster.members import Member
@@ -19,6 +20,7 @@ def shard() -> None:
     """Split the keys over several daemons."""
 
 
+shard.add_command(serve)
 shard.add_command(haproxy)
 
 

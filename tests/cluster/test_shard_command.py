@@ -9,8 +9,10 @@ import pytest
 from click.testing import CliRunner, Result
 
 from mlpd.cli import main
+from mlpd.cli.local_cluster import make_one
 from mlpd.client import Client
 from mlpd.cluster.members import Member, _judge
+from mlpd.core.errors import ConflictError
 from mlpd.core.shards import Shard
 
 Run = Callable[..., Result]
@@ -24,6 +26,20 @@ def mlpd() -> Run:
 
 def named(running: list[Any]) -> list[str]:
     return [f"{name}={edge.url}" for name, edge in zip("abc", running, strict=True)]
+
+
+def test_daemons_are_made_one_once_and_are_only_that_one(three: Any) -> None:
+    urls = {name: edge.url for name, edge in zip("abc", three, strict=True)}
+    make_one({"a": urls["a"], "b": urls["b"]})
+    assert epochs(three) == [1, 1, 0]
+    make_one({"a": urls["a"], "b": urls["b"]})
+    assert epochs(three) == [1, 1, 0]
+    for others in (urls, {"a": urls["a"]}, {"a": urls["b"], "b": urls["a"]}):
+        with pytest.raises(ConflictError) as refused:
+            make_one(others)
+        assert refused.value.code == "other_cluster_here"
+        assert f"b = {urls['b'].rpartition(':')[2]}" in refused.value.hint
+    assert epochs(three) == [1, 1, 0]
 
 
 def epochs(running: list[Any]) -> list[int]:

@@ -9,7 +9,7 @@ from mlpd.cli.demo import steps
 from mlpd.cli.demo.findings import Findings, Trained, observe
 from mlpd.cli.demo.flights import build_events, data_folder, read_flights
 from mlpd.cli.demo.memory import MemoryWatch
-from mlpd.cli.demo.process import DaemonProcess
+from mlpd.cli.demo.process import Running
 from mlpd.cli.demo.replay import Act, Replay
 from mlpd.cli.demo.timeline import Tick, Timeline, build_timeline, month_us
 from mlpd.cli.output import note, progress
@@ -47,8 +47,8 @@ class Scope:
         return month_us(FIRST_MONTH + self.months)
 
 
-def run_demo(daemon: DaemonProcess, scope: Scope, started_s: float) -> Findings:
-    """Do the main job on a daemon with an empty directory; takes minutes.
+def run_demo(daemon: Running, scope: Scope, started_s: float) -> Findings:
+    """Do the main job on a daemon, or a router over several, without data; takes minutes.
 
     `started_s`: from where on, on `time.monotonic()`, the duration counts.
     """
@@ -56,6 +56,7 @@ def run_demo(daemon: DaemonProcess, scope: Scope, started_s: float) -> Findings:
     with MemoryWatch(os.getpid()) as memory, client:
         client.wait_ready()
         steps.apply_definitions(client)
+        daemon.settle()
         folder = data_folder()
         flights = read_flights(folder)
         events = build_events(folder, flights)
@@ -65,9 +66,10 @@ def run_demo(daemon: DaemonProcess, scope: Scope, started_s: float) -> Findings:
         del flights, events
         champion = steps.train(client, steps.JOB, "training the first model")
         steps.start_serving(client, champion["version"])
+        daemon.settle()
         ablation_id = steps.start_run(client, steps.ABLATION_JOB)
         retraining = _Retraining(client)
-        replay = Replay(client, steps.ROUTE, timeline, _acts(client, scope, retraining))
+        replay = Replay(client, steps.ROUTE, timeline, _acts(daemon, client, scope, retraining))
         replay_s = _run(replay)
         ablation = steps.finish_run(client, ablation_id, "training without features")
         trained = Trained(champion, ablation, retraining.result)
@@ -85,7 +87,7 @@ def run_demo(daemon: DaemonProcess, scope: Scope, started_s: float) -> Findings:
         latency_ms=latency_ms,
         duration_s=time.monotonic() - started_s,
         memory_bytes=memory.peak_bytes,
-        data_dir=str(daemon.paths.root),
+        data_dir=str(daemon.root),
         url=daemon.url,
     )
 
@@ -106,7 +108,7 @@ class _Retraining:
         steps.start_shadow(self._client, self.result["version"])
 
 
-def _acts(client: Client, scope: Scope, retraining: _Retraining) -> list[Act]:
+def _acts(daemon: Running, client: Client, scope: Scope, retraining: _Retraining) -> list[Act]:
     """Return what the user does during the replay, as far as its months reach."""
     november_us, december_us = month_us(SHADOW_MONTH), month_us(EXPERIMENT_MONTH)
     acts = []
@@ -114,9 +116,13 @@ def _acts(client: Client, scope: Scope, retraining: _Retraining) -> list[Act]:
         acts = [
             Act(november_us - scope.retrain_us, retraining.begin),
             Act(november_us, retraining.become_shadow),
+            Act(november_us, daemon.settle),
         ]
     if scope.end_us > december_us:
-        acts.append(Act(december_us, lambda: steps.start_experiment(client)))
+        acts += [
+            Act(december_us, lambda: steps.start_experiment(client)),
+            Act(december_us, daemon.settle),
+        ]
     return acts
 
 
@@ -138,7 +144,7 @@ def _run(replay: Replay) -> float:
     return time.monotonic() - started_s
 
 
-def _latency(daemon: DaemonProcess, timeline: Timeline, requests: int) -> list[float]:
+def _latency(daemon: Running, timeline: Timeline, requests: int) -> list[float]:
     """Measure over TCP, as a service elsewhere would ask, with the last flights' rows."""
     ticks = timeline.ticks[-requests:]
     rows = [row for tick in ticks for row in timeline.rows(tick)][-requests:]

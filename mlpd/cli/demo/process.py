@@ -1,93 +1,52 @@
-"""The daemon as the demo's child process: started in a session of its own, watched, stopped."""
+"""The demo's daemon, or its daemons and their router, on a new directory."""
 
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Protocol
 
-from mlpd.core.errors import ConflictError, UnavailableError
+from mlpd.cli.local_cluster import PLAN_FILE, ClusterPlan, LocalCluster
+from mlpd.cli.processes import DaemonProcess
+from mlpd.core.errors import ConflictError
 from mlpd.storage.files import DataDirectory
 from mlpd.storage.lock import read_holder
 
-START_TIMEOUT_S: Final = 300.0
-"""The first start on a machine compiles kernels: 15 s, a minute on a busy one."""
-STOP_TIMEOUT_S: Final = 30.0
-LOG_FILE: Final = "daemon.log"
-_POLL_S: Final = 0.02
-_LOG_LINES: Final = 12
 
-
-class DaemonProcess:
-    """A running `mlpd serve`; it outlives this process unless `stop` is called.
-
-    `url`: where it listens on TCP.  `paths`: its data directory.
-    """
-
-    def __init__(self, directory: Path, port: int | None) -> None:
-        self.paths = DataDirectory(directory.resolve())
-        self._log = self.paths.root / LOG_FILE
-        arguments = ["serve", "--data-dir", str(self.paths.root)]
-        if port is not None:
-            arguments += ["--port", str(port)]
-        with self._log.open("ab") as log:
-            self._child = subprocess.Popen(  # noqa: S603 - our own interpreter and arguments
-                [sys.executable, "-m", "mlpd", *arguments],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,  # Ctrl-C reaches the demo alone, which then stops it
-            )
-        self.url = ""
+class Running(Protocol):
+    """What the demo talks to: a daemon, or a cluster by its router."""
 
     @property
     def address(self) -> str:
-        """The unix socket, or the URL where the directory lies too deep for one."""
-        socket = self.paths.socket
-        return f"unix:{socket}" if socket.exists() else self.url
+        """Where a client on this machine asks best."""
+        ...
 
     @property
-    def pid(self) -> int:
-        """Process id of the daemon."""
-        return self._child.pid
+    def url(self) -> str:
+        """Where it listens on TCP."""
+        ...
 
-    def wait_listening(self) -> None:
-        """Wait until the daemon says where it listens.
+    @property
+    def root(self) -> Path:
+        """The demo's directory."""
+        ...
 
-        Raises UnavailableError(code="daemon_failed") with the end of its log if it doesn't.
-        """
-        deadline_s = time.monotonic() + START_TIMEOUT_S
-        while time.monotonic() < deadline_s and self._child.poll() is None:
-            holder = read_holder(self.paths.lock_file)
-            if holder is not None and holder["pid"] == self.pid and holder["url"]:
-                self.url = holder["url"]
-                return
-            time.sleep(_POLL_S)
-        lines = self._log.read_text(encoding="utf-8", errors="replace").splitlines()
-        tail = "\n".join(lines[-_LOG_LINES:])
-        raise UnavailableError(
-            f"the daemon did not start; its log ends with:\n{tail}",
-            code="daemon_failed",
-            hint="If the port is taken, choose another one with --port, or 0 for any.",
-        )
+    @property
+    def pids(self) -> list[int]:
+        """Its processes."""
+        ...
+
+    def settle(self) -> None:
+        """Wait until a change is everywhere."""
+        ...
 
     def stop(self) -> None:
-        """End the daemon gracefully and wait for it; idempotent."""
-        if self._child.poll() is None:
-            self._child.send_signal(signal.SIGTERM)
-            try:
-                self._child.wait(STOP_TIMEOUT_S)
-            except subprocess.TimeoutExpired:
-                self._child.kill()
-                self._child.wait()
+        """End it gracefully and wait for it; idempotent."""
+        ...
 
     def leave_running(self) -> None:
-        """Let go of a daemon that goes on without us (and without a warning about that)."""
-        self._child.returncode = 0
+        """Let go of what goes on without us."""
+        ...
 
 
 @contextmanager
@@ -104,10 +63,36 @@ def running_daemon(directory: Path, port: int | None) -> Iterator[DaemonProcess]
         daemon.stop()
         shutil.rmtree(directory)
         raise
-    try:
+    with _stopped_at_failure(daemon):
         yield daemon
+
+
+@contextmanager
+def running_cluster(directory: Path, shards: int, port: int | None) -> Iterator[LocalCluster]:
+    """Start shards and a router on a new directory; as `running_daemon`.
+
+    What starts them again, `mlpd shard serve`, finds their ports in a file there.
+    """
+    claim_directory(directory)
+    plan = ClusterPlan.of(shards) if port is None else ClusterPlan.of(shards, port)
+    cluster = LocalCluster(directory, plan)
+    try:
+        cluster.start()
+        (directory / PLAN_FILE).write_text(cluster.running_plan().to_toml(), encoding="utf-8")
     except BaseException:
-        daemon.stop()
+        cluster.stop()
+        shutil.rmtree(directory)
+        raise
+    with _stopped_at_failure(cluster):
+        yield cluster
+
+
+@contextmanager
+def _stopped_at_failure(running: Running) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        running.stop()
         raise
 
 
@@ -119,27 +104,37 @@ def claim_directory(directory: Path) -> None:
 
 
 def _found(directory: Path) -> ConflictError:
-    paths = DataDirectory(directory.resolve())
-    holder = read_holder(paths.lock_file)
-    if holder is not None:
+    root = directory.resolve()
+    folders = [DataDirectory(path) for path in (root, *sorted(root.iterdir())) if path.is_dir()]
+    holders = [h for paths in folders if (h := read_holder(paths.lock_file)) is not None]
+    if holders:
+        first, pids = holders[0], " ".join(str(holder["pid"]) for holder in holders)
+        daemons = f"its daemon (pid {pids}) serves" if len(holders) == 1 else f"pids {pids} serve"
         return ConflictError(
-            f"a demo is already here: its daemon (pid {holder['pid']}) serves {paths.root} "
-            f"at {holder['url']}",
+            f"a demo is already here: {daemons} {root} at {first['url']}",
             code="demo_exists",
-            hint=f"Look at it with MLPD_URL={holder['url']} mlpd status, stop it with "
-            f"kill {holder['pid']}; or run this one with another --data-dir and --port.",
-            details={"data_dir": str(paths.root), **holder},
+            hint=f"Look at it with MLPD_URL={first['url']} mlpd status, stop it with "
+            f"kill {pids}; or run this one with another --data-dir and --port.",
+            details={"data_dir": str(root), **first},
         )
-    if paths.lmdb.is_dir():
+    if any(paths.lmdb.is_dir() for paths in folders):
         return ConflictError(
-            f"{paths.root} holds the data of an earlier demo; no daemon is running on it",
+            f"{root} holds the data of an earlier demo; no daemon is running on it",
             code="demo_exists",
-            hint=f"Serve it again with mlpd serve --data-dir {directory}, remove it with "
+            hint=f"Serve it again with {start_again(directory)}, remove it with "
             f"rm -r {directory}, or choose another --data-dir.",
-            details={"data_dir": str(paths.root)},
+            details={"data_dir": str(root)},
         )
     return ConflictError(
-        f"{paths.root} is not empty, and is no data directory of mlpd",
+        f"{root} is not empty, and is no data directory of mlpd",
         code="directory_not_empty",
         hint="Choose another --data-dir.",
     )
+
+
+def start_again(directory: Path) -> str:
+    """Return the command that serves what a demo left in its directory."""
+    plan = directory / PLAN_FILE
+    if plan.exists():
+        return f"mlpd shard serve --config {plan} --data-dir {directory}"
+    return f"mlpd serve --data-dir {directory}"
