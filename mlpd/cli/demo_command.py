@@ -1,5 +1,6 @@
 """`mlpd demo`: the whole platform at work on a year of real flights."""
 
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,7 +10,7 @@ from mlpd.cli.lazy import AS_JSON
 from mlpd.cli.output import note, print_json, print_lines
 
 if TYPE_CHECKING:
-    from mlpd.cli.demo.process import DaemonProcess
+    from mlpd.cli.demo.process import Running
 
 
 @click.command()
@@ -28,14 +29,27 @@ if TYPE_CHECKING:
     show_default=True,
     help="Where the demo's daemon keeps everything; must be new or empty.",
 )
-@click.option("--port", type=int, help="TCP port, 0 for any free one.  [default: 8700]")
+@click.option(
+    "--shards",
+    type=click.IntRange(1, 8),
+    default=1,
+    show_default=True,
+    help="Daemons that own a part of the keys each, behind a router; 1 for one with everything.",
+)
+@click.option(
+    "--port",
+    type=int,
+    help="TCP port, 0 for any free one; of several shards the router's, theirs are those behind "
+    "it.  [default: 8700]",
+)
 @click.option("--json", "as_json", is_flag=True, help="End with one JSON object on one line.")
-@click.option("--exit", "stop", is_flag=True, help="Stop the daemon at the end.")
+@click.option("--exit", "stop", is_flag=True, help="Stop what it started at the end.")
 @click.pass_context
 def demo(
     context: click.Context,
     months: int,
     data_dir: Path,
+    shards: int,
     port: int | None,
     *,
     as_json: bool,
@@ -47,24 +61,31 @@ def demo(
     flight will arrive late, and lives through October to December as it happened: features by key,
     predictions, labels; a shadow in November, an A/B experiment in December.  Then it checks every
     prediction against the log, bit for bit.  Takes minutes; needs pip install "mlpd[demo]".
+
+    With --shards 3 the same is done by one URL, a router's: carriers, airports and aircraft live on
+    three daemons.
     """
     import time
 
     from mlpd.cli.demo.demo import Scope, run_demo
     from mlpd.cli.demo.flights import data_folder
-    from mlpd.cli.demo.process import running_daemon
+    from mlpd.cli.demo.process import running_cluster, running_daemon
     from mlpd.cli.demo.report import print_report, save_report
 
     context.meta[AS_JSON] = as_json
     started_s = time.monotonic()
     data_folder()  # a missing extra is told before anything is made
+    made: AbstractContextManager[Running] = (
+        running_daemon(data_dir, port) if shards == 1 else running_cluster(data_dir, shards, port)
+    )
     try:
-        with running_daemon(data_dir, port) as daemon:
+        with made as daemon:
             findings = run_demo(daemon, Scope(months=months), started_s)
             save_report(findings)
             print_report(findings)
     except KeyboardInterrupt:
-        note(f"Interrupted: the demo's daemon is stopped; remove its data with rm -r {data_dir}")
+        who = "daemon is" if shards == 1 else "daemons are"
+        note(f"Interrupted: the demo's {who} stopped; remove the data with rm -r {data_dir}")
         raise
     if stop:
         daemon.stop()
@@ -75,15 +96,21 @@ def demo(
         print_json(findings.to_dict())
 
 
-def _farewell(daemon: "DaemonProcess", data_dir: Path, *, stopped: bool) -> list[str]:
+def _farewell(daemon: "Running", data_dir: Path, *, stopped: bool) -> list[str]:
+    from mlpd.cli.demo.process import start_again
+
+    pids = " ".join(map(str, daemon.pids))
+    is_one = len(daemon.pids) == 1
     if stopped:
         return [
-            "The daemon is stopped.",
-            f"Start it again: mlpd serve --data-dir {data_dir}",
+            "The daemon is stopped." if is_one else "The daemons and their router are stopped.",
+            f"Start {'it' if is_one else 'them'} again: {start_again(data_dir)}",
         ]
+    who = "The daemon goes" if is_one else "The daemons go"
+    status = "mlpd status" if is_one else "mlpd status; mlpd shard list"
     return [
-        f"The daemon goes on at {daemon.url} (pid {daemon.pid}).",
-        f"Look around:  export MLPD_URL={daemon.url}; mlpd status; mlpd drift flight-risk",
-        f"Stop it:      kill {daemon.pid}",
-        f"Start again:  mlpd serve --data-dir {data_dir}",
+        f"{who} on at {daemon.url} (pid {pids}).",
+        f"Look around:  export MLPD_URL={daemon.url}; {status}; mlpd drift flight-risk",
+        f"{'Stop it:' if is_one else 'Stop all:':<14}kill {pids}",
+        f"Start again:  {start_again(data_dir)}",
     ]

@@ -12,6 +12,7 @@ from typing import Final
 
 from mlpd.cli.demo.timeline import Tick, Timeline
 from mlpd.client import Client
+from mlpd.core.errors import InternalError
 
 LABELS_PER_REQUEST: Final = 500
 """Labels wait until so many are due, or until an act: a request each would double the requests."""
@@ -85,7 +86,10 @@ class Replay:
         started = time.perf_counter()
         answer = self.client.predict(self.route, rows, at=tick.t_us)
         self.totals.predictions_s += time.perf_counter() - started
-        self._ids += [str(row["prediction_id"]) for row in answer["predictions"]]
+        for row in answer["predictions"]:
+            if row["prediction_id"] is None:
+                raise InternalError(f"a row without a prediction: {row}")
+            self._ids.append(str(row["prediction_id"]))
         self.totals.predictions += len(rows)
 
     def _due_labels(self, t_us: int) -> int:

@@ -48,8 +48,10 @@ def backfill(client: Client, events: EventTables, start_us: int, end_us: int) ->
     with progress("importing January to September", total * 3 / 4, unit="events") as bar:
         for source, columns in backfill_batches(events, start_us, end_us, BATCH_ROWS):
             started = time.perf_counter()
-            answer = client.events.send(source, columns, all_or_nothing=True)
+            answer = client.events.send(source, columns)
             duration_s += time.perf_counter() - started
+            if answer["rejected"]:
+                raise InternalError(f"events of {source} were refused: {answer['rejected'][:3]}")
             sent += answer["accepted"]
             bar.advance(answer["accepted"])
     return Backfill(sent, duration_s)
