@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mlpd.core.closure import build_closure
-from mlpd.core.columns import Column, DType
+from mlpd.core.columns import Column, DType, height
 from mlpd.core.convert import column_of
 from mlpd.core.errors import (
     ConflictError,
@@ -19,12 +19,14 @@ from mlpd.core.specs import Closure, ServiceSpec
 from mlpd.core.time import SECOND_US, format_time
 from mlpd.daemon.ownership import Ownership
 from mlpd.daemon.part import Part
+from mlpd.daemon.residents import Residents, ResidentsAt
 from mlpd.daemon.state import CatalogState
 from mlpd.features.assemble import FeatureFrame
 from mlpd.features.catalog import Catalog
 from mlpd.features.cells import Asked, Cells, collect_cells
 from mlpd.features.on_stale import OnStale, apply_on_stale
 from mlpd.features.online import CheckKeys, GetMany, read_online
+from mlpd.features.resident import PLACES_MIN
 from mlpd.storage.environment import Environment
 from mlpd.storage.transactions import Snapshot
 
@@ -49,6 +51,7 @@ class Read:
         self._environment = environment
         self._state = state
         self._ownership = ownership
+        self._residents = Residents(environment)
 
     def read(
         self,
@@ -99,7 +102,8 @@ class Read:
             if cells is not None and part is not None:
                 moment = _join_moments(moment, at_us, TimeUs(cells.t_us))
             how = given, snapshot.get_many, moment, on_stale, part, cells
-            frames = [_read(catalog, closure, *how) for closure in closures]
+            with self._residents.at(snapshot, part) as residents:
+                frames = [_read(catalog, closure, *how, residents) for closure in closures]
             sequence = snapshot.sequence
         for frame in frames:
             apply_on_stale(frame, on_stale)
@@ -183,14 +187,20 @@ def _read(
     on_stale: OnStale,
     part: Part | None,
     cells: Cells | None,
+    residents: ResidentsAt,
 ) -> FeatureFrame:
+    layout = catalog.layout(closure)
     check: CheckKeys | None = None if part is None else part.check_keys
+    keep_stale, resident = on_stale == "value", None
     if cells is not None and part is not None:
-        layout = catalog.layout(closure)
         get_many, check = cells.over(layout, part.flags, get_many, part.check_keys)
-    keep_stale = on_stale == "value"
+    elif not keep_stale and height(given) < PLACES_MIN:
+        resident = residents.of(layout)
     return read_online(
-        catalog, closure, given, get_many, t_us, keep_stale=keep_stale, check_keys=check
+        *(catalog, closure, given, get_many, t_us),
+        keep_stale=keep_stale,
+        check_keys=check,
+        resident=resident,
     )
 
 

@@ -110,6 +110,7 @@ class FrameLayout:
     own.  `vector`: the row of each element of the service's vector, in its order.  `dtypes`: of
     all rows.  `lists`: how the vector's values become Python lists.  `reader` fills the rows of
     views, those of `parts` in this order, and `extra_rows` with the values of their lists.
+    `kernels`: the native entries.
     """
 
     def __init__(
@@ -119,7 +120,7 @@ class FrameLayout:
         transforms: TransformSet,
         kernels: FeatureKernels,
     ) -> None:
-        self._closure, self._transforms = closure, transforms
+        self._closure, self._transforms, self.kernels = closure, transforms, kernels
         rows = _Rows()
         read = [(views[name], features) for name, features in closure.view_features.items()]
         self.latest = [

@@ -8,7 +8,11 @@ from mlpd.core.kernels import load_kernels
 
 MODULES = (
     ("mlpd.features.window_kernel", "mlpd.features.read_kernel"),
-    ("mlpd.features.update_kernel", "mlpd.features.latest_kernel"),
+    (
+        "mlpd.features.update_kernel",
+        "mlpd.features.latest_kernel",
+        "mlpd.features.resident_kernel",
+    ),
 )
 """The modules behind `load_feature_kernels`, as `precompile` takes them.  Reads and joins fold
 tiles with the same helpers: together they take 34 s of a crowded processor, apart 48."""
@@ -23,6 +27,7 @@ class FeatureKernels(Protocol):
     group_rows: Any
     join_rows: Any
     settle_rows: Any
+    copy_cells: Any
 
 
 def load_feature_kernels(*, boundscheck: bool | None = None) -> FeatureKernels:

@@ -24,6 +24,7 @@ from mlpd.storage.failures import MAX_READERS, translate_error
 from mlpd.storage.files import fsync_dir, fsync_file, make_dirs
 from mlpd.storage.tables import FORMAT_KEY, FORMAT_VERSION, Table
 from mlpd.storage.timekeeper import TimeKeeper
+from mlpd.storage.touched import TouchedLog
 from mlpd.storage.transactions import MAX_SNAPSHOT_S, Databases, Snapshot, WriteTransaction
 
 __all__ = ["DEFAULT_MAP_BYTES", "Environment", "Snapshot", "Table", "Usage", "WriteTransaction"]
@@ -60,6 +61,7 @@ class Environment:
         self.readonly = readonly
         self._map_bytes = map_bytes
         self._live: set[Snapshot] = set()
+        self.touched = TouchedLog()
         self._open = threading.Event()
         self._closed = self._forked = False
         self._lmdb = self._open_lmdb()
@@ -176,7 +178,7 @@ class Environment:
         """Begin the write transaction of a group; only the Writer's thread calls this."""
         if not self._open.is_set():
             raise self._closed_error()
-        return WriteTransaction(self._lmdb, self._dbs, known_us, noted=noted)
+        return WriteTransaction(self._lmdb, self._dbs, known_us, self.touched, noted=noted)
 
     def usage(self) -> Usage:
         """Return how full the map is, after clearing the slots of readers that died."""

@@ -12,6 +12,7 @@ from mlpd.core.errors import InternalError, ValidationError
 from mlpd.core.names import Sequence, TimeUs
 from mlpd.storage.feed import Commit, Op
 from mlpd.storage.tables import HEAD_KEY, Head, Table, from_u64be, rows_key, u64be
+from mlpd.storage.touched import ROWS_OF_ENTITIES, Touched, TouchedLog, touch
 
 Databases = Mapping[Table, "lmdb._Database"]  # noqa: SLF001 - the type has no public name
 _META = Table.META  # a local name: looking a member up in its enum costs 0.1 us
@@ -99,6 +100,11 @@ class Snapshot(_Reader):
         return self
 
     @property
+    def txn_id(self) -> int:
+        """Number of the newest commit that is seen; they grow, also across restarts.  0.1 us."""
+        return self._txn.id()
+
+    @property
     def head(self) -> Head:
         """Sequence and newest times, read once.  About 1 us."""
         if self._head is None:
@@ -175,14 +181,22 @@ class WriteTransaction(_Reader):
             "_replays",
             "_rows",
         ),
-        *("_savepoints", "_sequence", "known_us", "previous"),
+        *("_savepoints", "_sequence", "_touched", "_touched_log", "known_us", "previous"),
     )
 
     def __init__(
-        self, env: lmdb.Environment, dbs: Databases, known_us: TimeUs, *, noted: bool = False
+        self,
+        env: lmdb.Environment,
+        dbs: Databases,
+        known_us: TimeUs,
+        touched_log: TouchedLog,
+        *,
+        noted: bool = False,
     ) -> None:
         """`noted`: keep what is put and deleted, for `seal` to return."""
         self._lmdb = env
+        self._touched_log = touched_log
+        self._touched: Touched = set()
         self._txn = env.begin(write=True)
         self._dbs = dbs
         self._ops: list[Op] | None = [] if noted else None
@@ -224,6 +238,7 @@ class WriteTransaction(_Reader):
                 f"key {key.hex()} does not sort after the last key of table {table}",
                 code="append_out_of_order",
             )
+        self._touch(table, key)
         if self._ops is not None:
             self._ops.append((table, key, value))
 
@@ -232,8 +247,11 @@ class WriteTransaction(_Reader):
 
         About 0.5 us each where neighbours share a page.
         """
-        if self._ops is not None:
+        if self._ops is not None or table in ROWS_OF_ENTITIES:
             items = list(items)
+            for key, _ in items:
+                self._touch(table, key)
+        if self._ops is not None:
             self._ops += [(table, key, value) for key, value in items]
         with self._txn.cursor(self._dbs[table]) as cursor:
             cursor.putmulti(items)
@@ -241,6 +259,7 @@ class WriteTransaction(_Reader):
     def delete(self, table: Table, key: bytes) -> bool:
         """Remove `key`; return whether it was there."""
         found = self._txn.delete(key, b"", self._dbs[table])
+        self._touch(table, key)
         if found and self._ops is not None:
             self._ops.append((table, key, None))
         return found
@@ -253,10 +272,15 @@ class WriteTransaction(_Reader):
         """
         self._replays = True
         for table, key, value in ops:
+            self._touch(table, key)
             if value is None:
                 self._txn.delete(key, b"", self._dbs[table])
             else:
                 self._txn.put(key, value, True, True, False, self._dbs[table])
+
+    def _touch(self, table: Table, key: bytes) -> None:
+        if self._touched is not None:
+            self._touched = touch(self._touched, table, key)
 
     def take_sequences(self, count: int) -> Sequence:
         """Reserve `count` dense sequences and return the first of them."""
@@ -342,6 +366,7 @@ class WriteTransaction(_Reader):
 
     def commit(self) -> None:
         """Make everything durable (fsync); the transaction has ended.  `seal` comes first."""
+        self._touched_log.note(self._txn.id(), self._touched)
         self._txn.commit()
 
     def abort(self) -> None:
