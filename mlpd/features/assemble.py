@@ -21,6 +21,7 @@ from mlpd.features.block import Block
 from mlpd.features.kernels import FeatureKernels
 from mlpd.features.latest import LatestPlan, LatestQuery
 from mlpd.features.lists import ListPlan
+from mlpd.features.packed import Packed, PackPlan
 from mlpd.features.reading import Place, Source, ViewReader
 from mlpd.features.transforms import TransformSet
 from mlpd.features.view import ViewPlan
@@ -108,9 +109,9 @@ class FrameLayout:
     (`windows`), key columns, request fields and transforms.  `entities`: the views by entity.
     The first `view_rows` are those of views, of them the first `with_state` have a status of their
     own.  `vector`: the row of each element of the service's vector, in its order.  `dtypes`: of
-    all rows.  `lists`: how the vector's values become Python lists.  `reader` fills the rows of
-    views, those of `parts` in this order, and `extra_rows` with the values of their lists.
-    `kernels`: the native entries.
+    all rows.  `lists`, `packed`: how the vector's values become Python lists, and msgpack.
+    `reader` fills the rows of views, those of `parts` in this order, and `extra_rows` with the
+    values of their lists.  `kernels`: the native entries.
     """
 
     def __init__(
@@ -169,6 +170,7 @@ class FrameLayout:
         self.vector = {name: rows[name] for name in closure.service.features}
         self.vector |= {name: rows[f"request.{name}"] for name in request}
         self.lists = ListPlan(self.vector, self.dtypes)
+        self.packed = PackPlan(self.vector, self.dtypes, kernels.pack_features)
 
     def begin(self, given: Mapping[str, Column], *, rows: int | None = None) -> Block:
         """Return a block with the key columns and request fields `given`, of equal lengths.
@@ -240,6 +242,10 @@ class FeatureFrame:
     def status_lists(self) -> dict[str, list[int]]:
         """Return the statuses as Python values."""
         return self.layout.lists.statuses(self._status())
+
+    def pack(self) -> Packed:
+        """Return columns and statuses as msgpack: the bytes of both lists' mappings."""
+        return self.layout.packed.pack(self.block, self._status())
 
     def _status(self) -> NDArray[np.uint8]:
         """Return the status of every value in the block, uint8 [k, n]."""

@@ -12,6 +12,7 @@ MODULES = (
         "mlpd.features.update_kernel",
         "mlpd.features.latest_kernel",
         "mlpd.features.resident_kernel",
+        "mlpd.features.pack_kernel",
     ),
 )
 """The modules behind `load_feature_kernels`, as `precompile` takes them.  Reads and joins fold
@@ -28,6 +29,7 @@ class FeatureKernels(Protocol):
     join_rows: Any
     settle_rows: Any
     copy_cells: Any
+    pack_features: Any
 
 
 def load_feature_kernels(*, boundscheck: bool | None = None) -> FeatureKernels:

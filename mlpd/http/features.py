@@ -1,15 +1,16 @@
 """Handlers of features: online reads of this moment, point-in-time joins of any past one."""
 
 import asyncio
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
 
+import msgpack
 from aiohttp import web
 
 from mlpd.core.columns import Columns, DType
 from mlpd.core.deadlines import check_deadline
 from mlpd.core.errors import ConflictError, ValidationError
-from mlpd.core.media import FRAME_FORMATS, SPINE_FILES
+from mlpd.core.media import FRAME_FORMATS, MSGPACK, SPINE_FILES
 from mlpd.core.specs import Closure
 from mlpd.core.trace import end_step
 from mlpd.daemon.app import Daemon
@@ -24,6 +25,7 @@ from mlpd.http.roles import check_staleness
 from mlpd.http.shapes import Field, Shape
 from mlpd.http.uploads import receive_body
 from mlpd.http.wire import (
+    accepted,
     decode,
     read_body,
     read_deadline,
@@ -142,6 +144,9 @@ SUMMARY = Shape(
     }
 )
 
+_COLUMNS, _STATUSES = msgpack.packb("columns"), msgpack.packb("statuses")
+Answer = TypeVar("Answer")
+
 
 class FeatureHandlers:
     """Reads features."""
@@ -164,10 +169,16 @@ class FeatureHandlers:
             await self._daemon.writer.reach(fields["min_sequence"], deadline_s=deadline_s)
             end_step("sequence")
         staleness = check_staleness(request, self._daemon, fields)
-        rows = rows_worth(closure, len(fields["entities"]))
-        answer = await self._daemon.read_pool.call(rows, self._read, closure, fields, deadline_s)
+        rows, kind = rows_worth(closure, len(fields["entities"])), accepted(request)
+        answer = _pack if kind == MSGPACK else _answer
+        found = await self._daemon.read_pool.call(
+            rows, self._read, closure, fields, deadline_s, answer
+        )
         end_step("features")
-        response = await respond(request, answer, large=rows > OFF_LOOP_ROWS)
+        if isinstance(found, bytes):
+            response = web.Response(body=found, content_type=MSGPACK)
+        else:
+            response = await respond(request, found, large=rows > OFF_LOOP_ROWS)
         response.headers.update(staleness)
         end_step("answer")
         return response
@@ -226,16 +237,20 @@ class FeatureHandlers:
         return fields, read_spine(self._closure(fields), fields["entities"])
 
     def _read(
-        self, closure: Closure, fields: Mapping[str, Any], deadline_s: float | None
-    ) -> dict[str, Any]:
+        self,
+        closure: Closure,
+        fields: Mapping[str, Any],
+        deadline_s: float | None,
+        answer: Callable[[ReadResult], Answer],
+    ) -> Answer:
         """Return the answer by the definitions that run; once more if an apply came in between."""
         check_deadline(deadline_s, "its turn came")
         try:
-            return _answer(self._read_once(closure, fields))
+            return answer(self._read_once(closure, fields))
         except ConflictError as error:
             if error.code != "definitions_changed":
                 raise
-            return _answer(self._read_once(self._closure(fields), fields))
+            return answer(self._read_once(self._closure(fields), fields))
 
     def _read_once(self, closure: Closure, fields: Mapping[str, Any]) -> ReadResult:
         return self._daemon.read.read(
@@ -297,13 +312,26 @@ def _types(fields: Mapping[str, Any]) -> dict[str, DType]:
 
 
 def _answer(result: ReadResult) -> dict[str, Any]:
-    frame = result.frame
     return {
-        "columns": frame.value_lists(),
-        "statuses": frame.status_lists(),
+        "columns": result.frame.value_lists(),
+        "statuses": result.frame.status_lists(),
+        **_more(result),
+    }
+
+
+def _pack(result: ReadResult) -> bytes:
+    """Return the msgpack of `_answer`, whose first two fields are packed natively."""
+    packed, more = result.frame.pack(), msgpack.packb(_more(result))
+    # The head of a map of less than 16 fields is one byte, which counts them.
+    head = bytes([more[0] + len(packed)])
+    return b"".join((head, _COLUMNS, packed.values, _STATUSES, packed.statuses, more[1:]))
+
+
+def _more(result: ReadResult) -> dict[str, Any]:
+    return {
         "event_times": {
             view: [time or None for time in times.tolist()]
-            for view, times in frame.event_us.items()
+            for view, times in result.frame.event_us.items()
         },
         "t_us": result.t_us,
         "sequence": result.sequence,
