@@ -103,8 +103,11 @@ class ResidentCells:
         views, n].
         """
         if not self._from_us <= t_us < self._until_us:
+            # Nothing is kept yet: a replay steps over a hop with each of its reads.
             self.forget(None)
             self._from_us, self._until_us = _steady(self._spans, t_us)
+            load(keyed, block, event_us)
+            return
         for group, (entities, _) in enumerate(keyed):
             if self._next[group] + len(entities) > self._places:
                 self._clear(group)

@@ -157,8 +157,10 @@ def test_an_entity_is_read_again_when_a_commit_touched_it(
 ) -> None:
     store.write([("a", 1, 1.0), ("b", 2, 2.0)], START_US)
     asked, rows = _gets(monkeypatch), [{"user": "a", "shop": 1}]
-    store.found(store.reading, rows, START_US + 1)
-    assert asked
+    for _ in range(2):  # the first read of a hop keeps nothing
+        asked.clear()
+        store.found(store.reading, rows, START_US + 1)
+        assert asked
     asked.clear()
     store.found(store.reading, rows, START_US + 2)
     assert not asked  # nothing has changed
