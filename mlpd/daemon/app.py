@@ -71,6 +71,7 @@ from mlpd.daemon.publish import Publisher
 from mlpd.daemon.quality import Quality
 from mlpd.daemon.read import Read
 from mlpd.daemon.read_pool import ReadPool
+from mlpd.daemon.read_tick import ReadTick
 from mlpd.daemon.recount import Recount
 from mlpd.daemon.replica_watch import ReplicaLook, replica_collector
 from mlpd.daemon.reproduce import Reproduce
@@ -296,7 +297,7 @@ class Daemon:
             self.clock,
         )
         self.read = Read(self.environment, self.state, self.ownership)
-        self.read_pool = ReadPool()
+        self.read_pool, self.read_tick = ReadPool(), ReadTick(self.read)
         self.predict = Predict(
             self.routes,
             self.read,

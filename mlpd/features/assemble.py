@@ -232,8 +232,7 @@ class FeatureFrame:
 
         PRESENT or NULL by its validity, unless its view knows better.
         """
-        status = self._status()
-        return {name: status[row] for name, row in self.layout.vector.items()}
+        return {name: self._status[row] for name, row in self.layout.vector.items()}
 
     def value_lists(self) -> dict[str, list[Any]]:
         """Return the columns as Python values, None where null; see `ListPlan.values`."""
@@ -241,12 +240,13 @@ class FeatureFrame:
 
     def status_lists(self) -> dict[str, list[int]]:
         """Return the statuses as Python values."""
-        return self.layout.lists.statuses(self._status())
+        return self.layout.lists.statuses(self._status)
 
-    def pack(self) -> Packed:
-        """Return columns and statuses as msgpack: the bytes of both lists' mappings."""
-        return self.layout.packed.pack(self.block, self._status())
+    def pack(self, start: int, stop: int) -> Packed:
+        """Return the lists of rows from `start` up to `stop` as msgpack."""
+        return self.layout.packed.pack(self.block, self._status, start, stop)
 
+    @cached_property
     def _status(self) -> NDArray[np.uint8]:
         """Return the status of every value in the block, uint8 [k, n]."""
         status = (~self.block.valid).view(np.uint8)

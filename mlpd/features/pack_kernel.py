@@ -20,16 +20,17 @@ _NIL, _FALSE, _FLOAT64, _UINT8, _INT8 = 0xC0, 0xC2, 0xCB, 0xCC, 0xD0
 
 @kernel(
     "const i8[], const i8[], const u1[], const i8[], const i8[], const u1[], const u1[], i8, "
-    "u1[], i8[]",
+    "i8, i8, u1[], i8[]",
     returns="i8",
 )
 def pack_features(
     rows: I8, kinds: I8, names: U1, name_ends: I8, words: I8, valid: U1, status: U1, n: int,
-    out: U1, cuts: I8,
+    first: int, end: int, out: U1, cuts: I8,
 ) -> int:  # fmt: skip
     """Write two maps to `out`: of each feature's values, and of its statuses; return their length.
 
-    Feature f is row `rows[f]` of the block and has the packed name that ends at `name_ends[f]`.
+    Of n rows those from `first` up to `end`.  Feature f is number `rows[f]` of the block and has
+    the packed name that ends at `name_ends[f]`.
     `cuts[f]`: where its values end, with nothing before them if they are ELSEWHERE; behind them
     stands where the second map begins.
     """
@@ -38,8 +39,8 @@ def pack_features(
         at = _copy(out, at, names, start, name_ends[feature])
         start = name_ends[feature]
         if kinds[feature] != ELSEWHERE:
-            at = _put_head(out, at, n, _FIX_ARRAY, _ARRAY16)
-            for cell in range(rows[feature] * n, (rows[feature] + 1) * n):
+            at = _put_head(out, at, end - first, _FIX_ARRAY, _ARRAY16)
+            for cell in range(rows[feature] * n + first, rows[feature] * n + end):
                 at = _put_value(out, at, kinds[feature], words[cell], valid[cell])
         cuts[feature] = at
     cuts[len(rows)] = at
@@ -47,8 +48,8 @@ def pack_features(
     for feature in range(len(rows)):
         at = _copy(out, at, names, start, name_ends[feature])
         start = name_ends[feature]
-        at = _put_head(out, at, n, _FIX_ARRAY, _ARRAY16)
-        for cell in range(rows[feature] * n, (rows[feature] + 1) * n):
+        at = _put_head(out, at, end - first, _FIX_ARRAY, _ARRAY16)
+        for cell in range(rows[feature] * n + first, rows[feature] * n + end):
             out[at] = status[cell]  # below 128 a number is its own byte
             at += 1
     return at

@@ -2,9 +2,10 @@
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 import msgpack
+import numpy as np
 from aiohttp import web
 
 from mlpd.core.columns import Columns, DType
@@ -15,8 +16,9 @@ from mlpd.core.specs import Closure
 from mlpd.core.trace import end_step
 from mlpd.daemon.app import Daemon
 from mlpd.daemon.history import CLOSED, MODES, SPINE_BYTES_MAX, Question, SpineFile
-from mlpd.daemon.read import ReadResult, given_columns
+from mlpd.daemon.read import given_columns
 from mlpd.daemon.read_pool import OFF_LOOP_ROWS, rows_worth
+from mlpd.daemon.read_tick import ReadPart
 from mlpd.features.cells import Asked, Cells, decode_asked, decode_cells
 from mlpd.features.on_stale import ON_STALE
 from mlpd.http.cluster import read_sender
@@ -145,7 +147,8 @@ SUMMARY = Shape(
 )
 
 _COLUMNS, _STATUSES = msgpack.packb("columns"), msgpack.packb("statuses")
-Answer = TypeVar("Answer")
+Answer = bytes | dict[str, Any]
+"""A read's answer: packed, or to be encoded."""
 
 
 class FeatureHandlers:
@@ -169,16 +172,19 @@ class FeatureHandlers:
             await self._daemon.writer.reach(fields["min_sequence"], deadline_s=deadline_s)
             end_step("sequence")
         staleness = check_staleness(request, self._daemon, fields)
-        rows, kind = rows_worth(closure, len(fields["entities"])), accepted(request)
-        answer = _pack if kind == MSGPACK else _answer
-        found = await self._daemon.read_pool.call(
-            rows, self._read, closure, fields, deadline_s, answer
-        )
+        worth = rows_worth(closure, len(fields["entities"]))
+        answer = _pack if accepted(request) == MSGPACK else _answer
+        found: Answer
+        if _may_share(fields, worth):
+            found = answer(await self._read_shared(closure, fields, worth, deadline_s))
+        else:
+            read, pool = self._read, self._daemon.read_pool
+            found = await pool.call(worth, read, closure, fields, deadline_s, answer)
         end_step("features")
         if isinstance(found, bytes):
             response = web.Response(body=found, content_type=MSGPACK)
         else:
-            response = await respond(request, found, large=rows > OFF_LOOP_ROWS)
+            response = await respond(request, found, large=worth > OFF_LOOP_ROWS)
         response.headers.update(staleness)
         end_step("answer")
         return response
@@ -236,24 +242,35 @@ class FeatureHandlers:
         fields = HISTORY.read(decode(body, content_type))
         return fields, read_spine(self._closure(fields), fields["entities"])
 
+    async def _read_shared(
+        self, closure: Closure, fields: Mapping[str, Any], worth: int, deadline_s: float | None
+    ) -> ReadPart:
+        """Return what `_read` does, read together with what others ask for."""
+        read, sequence = self._daemon.read_tick.read, fields["min_sequence"] or 0
+        asked = fields["entities"], worth, sequence, deadline_s
+        try:
+            return await read(closure, *asked)
+        except ConflictError as error:
+            _check_changed(error)
+            return await read(self._closure(fields), *asked)
+
     def _read(
         self,
         closure: Closure,
         fields: Mapping[str, Any],
         deadline_s: float | None,
-        answer: Callable[[ReadResult], Answer],
+        answer: Callable[[ReadPart], Answer],
     ) -> Answer:
         """Return the answer by the definitions that run; once more if an apply came in between."""
         check_deadline(deadline_s, "its turn came")
         try:
             return answer(self._read_once(closure, fields))
         except ConflictError as error:
-            if error.code != "definitions_changed":
-                raise
+            _check_changed(error)
             return answer(self._read_once(self._closure(fields), fields))
 
-    def _read_once(self, closure: Closure, fields: Mapping[str, Any]) -> ReadResult:
-        return self._daemon.read.read(
+    def _read_once(self, closure: Closure, fields: Mapping[str, Any]) -> ReadPart:
+        result = self._daemon.read.read(
             closure,
             given_columns(closure, fields["entities"]),
             at_us=fields["at"],
@@ -261,6 +278,7 @@ class FeatureHandlers:
             on_stale=fields["on_stale"] or "null",
             cells=read_cells(fields),
         )
+        return ReadPart(result, 0, len(result.frame))
 
     def _collect(
         self, fields: Mapping[str, Any], asked: Asked, deadline_s: float | None
@@ -311,28 +329,40 @@ def _types(fields: Mapping[str, Any]) -> dict[str, DType]:
     return {name: DType.parse(kind, f"request field {name!r}") for name, kind in given.items()}
 
 
-def _answer(result: ReadResult) -> dict[str, Any]:
-    return {
-        "columns": result.frame.value_lists(),
-        "statuses": result.frame.status_lists(),
-        **_more(result),
-    }
+def _may_share(fields: Mapping[str, Any], worth: int) -> bool:
+    """Tell whether a read is one of many that are alike: few rows as of now, and no more said."""
+    plain = fields["at"] is None and fields["cells"] is None
+    return plain and fields["on_stale"] in (None, "null") and worth <= OFF_LOOP_ROWS
 
 
-def _pack(result: ReadResult) -> bytes:
+def _check_changed(error: ConflictError) -> None:
+    """Raise any conflict but that of definitions which an apply has changed meanwhile."""
+    if error.code != "definitions_changed":
+        raise error
+
+
+def _answer(part: ReadPart) -> dict[str, Any]:
+    result, start, stop = part
+    whole = stop - start == len(result.frame)
+    frame = result.frame if whole else result.frame.take(np.arange(start, stop))
+    return {"columns": frame.value_lists(), "statuses": frame.status_lists(), **_more(part)}
+
+
+def _pack(part: ReadPart) -> bytes:
     """Return the msgpack of `_answer`, whose first two fields are packed natively."""
-    packed, more = result.frame.pack(), msgpack.packb(_more(result))
+    packed, more = part.result.frame.pack(part.start, part.stop), msgpack.packb(_more(part))
     # The head of a map of less than 16 fields is one byte, which counts them.
     head = bytes([more[0] + len(packed)])
     return b"".join((head, _COLUMNS, packed.values, _STATUSES, packed.statuses, more[1:]))
 
 
-def _more(result: ReadResult) -> dict[str, Any]:
+def _more(part: ReadPart) -> dict[str, Any]:
+    times = part.result.frame.event_us.items()
     return {
         "event_times": {
-            view: [time or None for time in times.tolist()]
-            for view, times in result.frame.event_us.items()
+            view: [time or None for time in found[part.start : part.stop].tolist()]
+            for view, found in times
         },
-        "t_us": result.t_us,
-        "sequence": result.sequence,
+        "t_us": part.result.t_us,
+        "sequence": part.result.sequence,
     }

@@ -28,8 +28,10 @@ VALUES: dict[DType, list[Any]] = {
 }
 
 
-@pytest.mark.parametrize("n", [0, 1, 15, 16, 260])
-def test_the_bytes_are_those_of_the_values(n: int) -> None:
+@pytest.mark.parametrize(
+    ("n", "start", "stop"), [(0, 0, 0), (1, 0, 1), (15, 0, 15), (40, 3, 20), (260, 0, 260)]
+)
+def test_the_bytes_are_those_of_the_values(n: int, start: int, stop: int) -> None:
     rng = np.random.default_rng(n)
     dtypes = [dtype for dtype in VALUES for _ in range(3)]
     block = Block.empty(len(dtypes), n, with_state=0)
@@ -41,21 +43,24 @@ def test_the_bytes_are_those_of_the_values(n: int) -> None:
     status = rng.integers(0, 4, (len(dtypes), n)).astype(np.uint8)
     order = rng.permutation(len(dtypes)).tolist()
     vector = {f"feature_{row}" * (1 + row): row for row in order}
-    packed = PackPlan(vector, dtypes, load_feature_kernels().pack_features).pack(block, status)
+    packed = PackPlan(vector, dtypes, load_feature_kernels().pack_features).pack(
+        block, status, start, stop
+    )
     plan = ListPlan(vector, dtypes)
-    assert packed.values == msgpack.packb(plan.values(block))
-    assert packed.statuses == msgpack.packb(plan.statuses(status))
+    part, index = slice(start, stop), np.arange(start, stop)
+    assert packed.values == msgpack.packb(plan.values(block.take(index)))
+    assert packed.statuses == msgpack.packb(plan.statuses(status[:, part]))
 
 
 def test_every_integer_is_as_short_as_it_goes() -> None:
     block = Block.empty(1, len(INTEGERS), with_state=0)
     block.put(0, column_of(DType.INT64, INTEGERS, "a value"))
     plan = PackPlan({"x": 0}, [DType.INT64], load_feature_kernels().pack_features)
-    packed = plan.pack(block, np.zeros(block.words.shape, np.uint8))
+    packed = plan.pack(block, np.zeros(block.words.shape, np.uint8), 0, len(INTEGERS))
     assert packed.values == msgpack.packb({"x": INTEGERS})
 
 
 def test_no_features_are_two_empty_maps() -> None:
     plan = PackPlan({}, [], load_feature_kernels().pack_features)
     block = Block.empty(0, 3, with_state=0)
-    assert plan.pack(block, np.zeros((0, 3), np.uint8)) == (b"\x80", b"\x80")
+    assert plan.pack(block, np.zeros((0, 3), np.uint8), 0, 3) == (b"\x80", b"\x80")
