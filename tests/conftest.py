@@ -225,6 +225,16 @@ def children_of(pid: int) -> set[int]:
     return found
 
 
+def children_with(argument: str) -> set[int]:
+    """Return the ids of this process's children that have this argument."""
+    found = set()
+    for pid in children_of(os.getpid()):
+        with contextlib.suppress(OSError):  # it has just ended
+            if argument.encode() in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0"):
+                found.add(pid)
+    return found
+
+
 def open_files() -> set[tuple[str, str]]:
     """Return (number, target) of this process's descriptors: files, pipes and sockets.
 

@@ -9,6 +9,7 @@ import pytest
 
 from mlpd.client import Client
 from mlpd.core.errors import ConflictError
+from tests.conftest import children_of
 
 EXPERIMENT: dict[str, Any] = {
     "unit": "user",
@@ -31,9 +32,7 @@ def wait_for(reached: Callable[[], Any]) -> Any:
 
 def training_children(process: Any) -> list[int]:
     """Return the process ids of the daemon's children that train."""
-    tasks = Path(f"/proc/{process.pid}/task").glob("*/children")
-    children = [int(pid) for task in tasks for pid in task.read_text().split()]
-    return [pid for pid in children if is_training(pid)]
+    return [pid for pid in children_of(process.pid) if is_training(pid)]
 
 
 def is_training(pid: int) -> bool:

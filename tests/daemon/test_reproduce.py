@@ -3,7 +3,6 @@
 import asyncio
 import copy
 import dataclasses
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ from mlpd.core.time import HOUR_US
 from mlpd.daemon.app import Daemon
 from mlpd.registry.lineage import Lineage
 from mlpd.registry.records import Cause, ModelVersion
-from tests.conftest import until
+from tests.conftest import children_with, until
 from tests.daemon.quick import prepare, send_clicks, train
 
 LAST_US = 1_356_998_400_000_000 + 999 * 60_000_000
@@ -189,14 +188,8 @@ async def test_a_cancelled_reproduction_leaves_no_child(
     version = await trained(daemon, trainable, click_columns)
     work = asyncio.create_task(daemon.reproduce.run(version))
 
-    def children() -> list[str]:
-        tasks = Path("/proc/self/task").glob("*/children")
-        pids = [pid for task in tasks for pid in task.read_text().split()]
-        commands = [Path(f"/proc/{pid}/cmdline").read_text() for pid in pids]
-        return [command for command in commands if "reproduce" in command]
-
-    await until(children)
+    await until(lambda: children_with("reproduce"))
     work.cancel()
     with pytest.raises(asyncio.CancelledError):
         await work
-    assert not children()
+    assert not children_with("reproduce")

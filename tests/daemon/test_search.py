@@ -3,14 +3,13 @@
 import json
 import os
 import signal
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mlpd.daemon.app import Daemon
 from mlpd.registry.lineage import Lineage
-from tests.conftest import until
+from tests.conftest import children_with, until
 from tests.daemon.quick import prepare, run_job, send_clicks, train, until_ended, with_job
 
 pytest.importorskip("optuna", reason="pip install 'mlpd[search]'")
@@ -100,7 +99,5 @@ async def test_a_parameter_that_is_none_ends_the_run_before_the_first_trial(
 
 
 def training_child() -> int:
-    tasks = Path("/proc/self/task").glob("*/children")
-    pids = [pid for task in tasks for pid in task.read_text().split()]
-    [found] = [p for p in pids if b"train" in Path(f"/proc/{p}/cmdline").read_bytes().split(b"\0")]
-    return int(found)
+    [found] = children_with("train")
+    return found

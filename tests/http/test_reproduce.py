@@ -2,20 +2,17 @@
 
 import http.client
 import time
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mlpd.client import Client
 from mlpd.core.errors import MlpdError
+from tests.conftest import children_with
 
 
-def children() -> list[str]:
-    tasks = Path("/proc/self/task").glob("*/children")
-    pids = [pid for task in tasks for pid in task.read_text().split()]
-    commands = [Path(f"/proc/{pid}/cmdline").read_text() for pid in pids]
-    return [command for command in commands if "reproduce" in command]
+def children() -> set[int]:
+    return children_with("reproduce")
 
 
 def wait_for(condition: Any) -> None:
