@@ -29,6 +29,7 @@ class FeatureKernels(Protocol):
     join_rows: Any
     settle_rows: Any
     copy_cells: Any
+    keep_cells: Any
     pack_features: Any
 
 

@@ -54,10 +54,11 @@ class ResidentCells:
     """
 
     def __init__(self, layout: FrameLayout, places: int) -> None:
-        self._copy = layout.kernels.copy_cells
+        self._copy, self._keep = layout.kernels.copy_cells, layout.kernels.keep_cells
         self._places = places
         rows, latest, groups = layout.view_rows, len(layout.latest), len(layout.entities)
         self._known: list[dict[bytes, _Place]] = [{} for _ in range(groups)]
+        self._missed: list[set[bytes]] = [set() for _ in range(groups)]
         self._next = [_FIRST] * groups
         self._has_nobody = False
         self._spans = sorted({*_spans(layout)})
@@ -66,13 +67,13 @@ class ResidentCells:
         self._valid = np.empty((places, rows), np.bool_)
         self._state = np.empty((places, layout.with_state), np.uint8)
         self._event_us = np.empty((places, latest), np.int64)
-        self._rows_of = [_rows(part.rows for part in parts.parts) for parts in layout.entities]
+        rows_of = [_rows(part.rows for part in parts.parts) for parts in layout.entities]
         self._latest_of = [
             [layout.latest.index(part) for part in parts.latest] for parts in layout.entities
         ]
         self._ttls_us = [part.query.source.ttl_us for part in layout.latest]
         self._group_of = np.empty(rows, np.int64), np.empty(latest, np.int64)
-        for group, (mine, events) in enumerate(zip(self._rows_of, self._latest_of, strict=True)):
+        for group, (mine, events) in enumerate(zip(rows_of, self._latest_of, strict=True)):
             self._group_of[0][mine], self._group_of[1][events] = group, group
         kept = self._words, self._valid, self._state, self._event_us
         self._kept = words_of(*self._group_of, *kept)
@@ -119,6 +120,9 @@ class ResidentCells:
             for known, (entities, _) in zip(self._known, keyed, strict=True)
         ]
         if not self._has_nobody or any(_ABSENT in places for places in found):
+            if not self._were_missed(keyed, found):
+                load(keyed, block, event_us)
+                return
             self._load(keyed, found, t_us, load)
         starts = np.array([*accumulate(map(len, found), initial=0)][:-1], np.int64)
         places = np.array([*chain.from_iterable(found)], np.int64)
@@ -128,6 +132,18 @@ class ResidentCells:
             *words_of(block.words, block.valid, block.state, event_us),
         )  # fmt: skip
 
+    def _were_missed(self, keyed: Sequence[Keyed], found: Sequence[list[int]]) -> bool:
+        """Tell whether one that isn't here was asked for before: others don't come back."""
+        were_missed = False
+        for missed, (entities, _), places in zip(self._missed, keyed, found, strict=True):
+            if _ABSENT in places:
+                absent = {e for e, p in zip(entities, places, strict=True) if p == _ABSENT}
+                were_missed |= not missed.isdisjoint(absent)
+                if len(missed) > PLACES_MAX:
+                    missed.clear()
+                missed.update(absent)
+        return were_missed
+
     def _clear(self, group: int) -> None:
         self._known[group].clear()
         self._next[group] = _FIRST
@@ -135,54 +151,50 @@ class ResidentCells:
     def _load(
         self, keyed: Sequence[Keyed], found: Sequence[list[int]], t_us: int, load: Load
     ) -> None:
-        """Read what isn't here, and nobody as the first row of a block; set the places."""
+        """Read what isn't here, at first nobody before it, into a block; set the places."""
         lacking = [[i for i, place in enumerate(places) if place < 0] for places in found]
-        n = _FIRST + max(map(len, lacking))
-        asked = []
-        for (entities, _), lacks in zip(keyed, lacking, strict=True):
-            codes = np.arange(n) - _FIRST
-            codes[_FIRST + len(lacks) :] = -1
+        first = 0 if self._has_nobody else 1
+        n = first + max(map(len, lacking))
+        asked: list[Keyed] = []
+        to = np.full((len(keyed), n), _ABSENT)
+        to[:, :first] = NOBODY
+        for group, ((entities, _), lacks) in enumerate(zip(keyed, lacking, strict=True)):
+            codes = np.full(n, -1)
+            if lacks:
+                codes[first : first + len(lacks)] = range(len(lacks))
+                to[group, first : first + len(lacks)] = self._next[group] + np.arange(len(lacks))
             asked.append(([entities[i] for i in lacks], codes))
         block = Block.empty(self._words.shape[1], n, with_state=self._state.shape[1])
         event_us = np.empty((self._event_us.shape[1], n), np.int64)
         load(asked, block, event_us)
-        for group, ((missing, _), lacks) in enumerate(zip(asked, lacking, strict=True)):
-            if not self._has_nobody:
-                self._keep(group, NOBODY, slice(NOBODY, _FIRST), block, event_us)
-            if missing:
-                start = self._next[group]
-                self._next[group] += len(missing)
-                rows = slice(_FIRST, _FIRST + len(missing))
-                self._keep(group, start, rows, block, event_us)
-                spans = self._fresh(group, event_us[:, rows], t_us)
-                for i, entity, span in zip(lacks, missing, spans, strict=True):
-                    found[group][i] = start
-                    self._known[group][entity] = _Place(start, *span)
-                    start += 1
+        self._keep.raw(
+            *self._kept, *words_of(to), n,
+            *words_of(block.words, block.valid, block.state, event_us),
+        )  # fmt: skip
         self._has_nobody = True
-
-    def _keep(self, group: int, start: int, rows: slice, block: Block, event_us: Int64s) -> None:
-        """Copy rows of a block to places of a group, from `start` on."""
-        mine, latest = self._rows_of[group], self._latest_of[group]
-        to = slice(start, start + rows.stop - rows.start)
-        self._words[to, mine] = block.words[mine, rows].T
-        self._valid[to, mine] = block.valid[mine, rows].T
-        with_state = [row for row in mine if row < len(block.state)]
-        self._state[to, with_state] = block.state[with_state, rows].T
-        self._event_us[to, latest] = event_us[latest, rows].T
+        for group, ((missing, _), lacks) in enumerate(zip(asked, lacking, strict=True)):
+            if lacks:
+                places = range(self._next[group], self._next[group] + len(lacks))
+                self._next[group] += len(lacks)
+                spans = self._fresh(group, event_us[:, first : first + len(lacks)], t_us)
+                for i, entity, place, span in zip(lacks, missing, places, spans, strict=True):
+                    found[group][i] = place
+                    self._known[group][entity] = _Place(place, *span)
 
     def _fresh(self, group: int, event_us: Int64s, t_us: int) -> list[tuple[int, int]]:
         """Return from when and until when no value of each entity comes of age, as at `t_us`."""
-        n = event_us.shape[1]
-        since_us, ends_us = np.full(n, -_ALWAYS), np.full(n, _ALWAYS)
+        spans = [(-_ALWAYS, _ALWAYS)] * event_us.shape[1]
         for view in self._latest_of[group]:
-            happened_us, ttl_us = event_us[view], self._ttls_us[view]
-            if ttl_us != NEVER_US:
-                stale_us = np.where(happened_us == 0, _ALWAYS, happened_us + ttl_us + 1)
-                is_stale = stale_us <= t_us
-                np.maximum(since_us, stale_us, out=since_us, where=is_stale)
-                np.minimum(ends_us, stale_us, out=ends_us, where=~is_stale)
-        return list(zip(since_us.tolist(), ends_us.tolist(), strict=True))
+            ttl_us = self._ttls_us[view]
+            for i, happened_us in enumerate(event_us[view].tolist() if ttl_us != NEVER_US else ()):
+                if happened_us:
+                    (since_us, ends_us), stale_us = spans[i], happened_us + ttl_us + 1
+                    is_stale = stale_us <= t_us
+                    spans[i] = (
+                        max(since_us, stale_us) if is_stale else since_us,
+                        ends_us if is_stale else min(ends_us, stale_us),
+                    )
+        return spans
 
 
 def _spans(layout: FrameLayout) -> Iterator[tuple[int, int]]:

@@ -41,3 +41,29 @@ def copy_cells(
             code = codes[group * n + i]
             place = NOBODY if code < 0 else places[starts[group] + code]
             event_us[view * n + i] = from_event_us[place * latest + view]
+
+
+@kernel(
+    "const i8[], const i8[], i8[], u1[], u1[], i8[], "
+    "const i8[], i8, const i8[], const u1[], const u1[], const i8[]"
+)
+def keep_cells(
+    group_of_row: I8, group_of_latest: I8, to_words: I8, to_valid: U1, to_state: U1,
+    to_event_us: I8,
+    places: I8, n: int, words: I8, valid: U1, state: U1, event_us: I8,
+) -> None:  # fmt: skip
+    """Do the reverse: row i of group g goes to `places[g * n + i]`, if that isn't negative."""
+    rows, latest = len(group_of_row), len(group_of_latest)
+    with_state = len(state) // max(n, 1)
+    for i in range(n):
+        for row in range(rows):
+            place = places[group_of_row[row] * n + i]
+            if place >= 0:
+                to_words[place * rows + row] = words[row * n + i]
+                to_valid[place * rows + row] = valid[row * n + i]
+                if row < with_state:
+                    to_state[place * with_state + row] = state[row * n + i]
+        for view in range(latest):
+            place = places[group_of_latest[view] * n + i]
+            if place >= 0:
+                to_event_us[place * latest + view] = event_us[view * n + i]

@@ -157,7 +157,7 @@ def test_an_entity_is_read_again_when_a_commit_touched_it(
 ) -> None:
     store.write([("a", 1, 1.0), ("b", 2, 2.0)], START_US)
     asked, rows = _gets(monkeypatch), [{"user": "a", "shop": 1}]
-    for _ in range(2):  # the first read of a hop keeps nothing
+    for _ in range(3):  # the first read of a hop keeps nothing, nor the first of an entity
         asked.clear()
         store.found(store.reading, rows, START_US + 1)
         assert asked
@@ -204,7 +204,7 @@ def test_a_full_layout_starts_anew(store: Shop, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(resident, "PLACES_MAX", 6)
     monkeypatch.setattr(resident, "PLACES_MIN", 1)
     store.write([(name, 1, 1.0) for name in "abcdefgh"], START_US)
-    for i in range(12):
+    for i in range(24):
         rows = [{"user": "abcdefgh"[(i + j) % 8], "shop": 1} for j in range(4)]
         store.check(rows, START_US + 1)
 
