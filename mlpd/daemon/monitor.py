@@ -323,7 +323,12 @@ class Monitor:
                 else:
                     mine.merge(theirs)
         return [
-            {**pair._asdict(), **difference.to_dict(), **difference.summary()}
+            {
+                **pair._asdict(),
+                **difference.summary(),
+                "m2": difference.m2,
+                "disagreements": difference.disagreements,
+            }
             for pair, difference in found.items()
         ]
 

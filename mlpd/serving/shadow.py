@@ -9,7 +9,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -154,10 +154,7 @@ class ShadowRunner:
     def statistics(self) -> dict[ShadowPair, PairedDifference]:
         """Return copies of the statistics of every pair, since the start or since `forget`."""
         with self._lock:
-            return {
-                pair: PairedDifference.from_dict(found.to_dict())
-                for pair, found in self._pairs.items()
-            }
+            return {pair: replace(found) for pair, found in self._pairs.items()}
 
     def forget(self, primary: str, shadow: str) -> None:
         """Let the statistics of the two, on every route, begin anew."""

@@ -1,6 +1,7 @@
 import doctest
 import json
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -29,6 +30,10 @@ def test_parts_merged_equal_the_whole_by_brute_force(pairs: np.ndarray, cut: int
     right.add(primary[cut:], shadow[cut:])
     left.merge(right)
     d, differ = brute_force(primary, shadow, 0.25)
+    assert left == whole
+    exact = [Fraction(value) for value in d]
+    assert whole.mean == float(sum(exact) / len(exact))
+    assert whole.m2 == float(sum((x - sum(exact) / len(exact)) ** 2 for x in exact))
     for found in (whole, left):
         assert (found.n, found.disagreements) == (len(d), sum(differ))
         assert found.max_abs == max(map(abs, d))
@@ -70,6 +75,15 @@ def test_rows_that_are_not_finite_are_counted_apart() -> None:
     )
     assert (found.n, found.not_finite) == (2, 2)
     assert found.mean == pytest.approx(0.1)
+
+
+def test_differences_that_no_float_holds_are_counted_apart_and_large_ones_are_not_lost() -> None:
+    found = PairedDifference()
+    found.add(np.array([[-1e308], [-1e308], [0.0]]), np.array([[1e308], [0.5e308], [5e-324]]))
+    assert (found.n, found.not_finite) == (2, 1)
+    assert found.mean == 0.75e308
+    assert found.m2 == math.inf
+    assert PairedDifference.from_dict(json.loads(json.dumps(found.to_dict()))) == found
 
 
 def test_the_interval_covers_the_true_mean_as_often_as_it_says() -> None:
