@@ -224,7 +224,7 @@ def test_scores_are_those_of_one_daemon_and_are_logged_once(spread: Any) -> None
 def test_what_was_served_with_cells_is_recomputed_from_all_logs_it_came_from(
     spread: Any, cluster_module: Any
 ) -> None:
-    single, shards, _, router, _ = spread
+    single, shards, made, router, _ = spread
     more = {n: v[-40:] for n, v in sale_columns(int(time.time() * 1e6)).items() if n != "known_at"}
     with Client(router.url) as over, Client(single.url) as one:
         served = over.predict("mixed", ROWS[:60])
@@ -232,25 +232,29 @@ def test_what_was_served_with_cells_is_recomputed_from_all_logs_it_came_from(
             client.events.send("sales", more)
         over.predict("mixed", ROWS[:60])
         assert len(served["sequence"]) > 1
-        clean = over.run_consistency()
-    logged = sum(edge.daemon.predictions.logged for edge in shards)
-    assert clean["rows_compared"] == logged >= 120
-    assert (clean["mismatches"], clean["unavailable"]) == (0, 0)
     home, other, row = foreign(spread, cluster_module)
-    names = {edge.url: shard.name for edge, shard in zip(shards, spread[2].shards, strict=True)}
+    names = {edge.url: shard.name for edge, shard in zip(shards, made.shards, strict=True)}
     keys = [{"columns": ["shop"], "values": [[row["shop"]]]}]
     with Client(other.url) as owner, Client(home.url) as reader:
         cells = owner.cluster.cells(keys, route="mixed")
-        for sequence in (cells["sequence"], 1):  # the second one claims to have seen one event
-            handed = {"t_us": cells["t_us"], "groups": cells["groups"]}
-            handed["sequences"] = {names[other.url]: sequence}
-            send(reader, {"rows": [row], "cells": handed}, "predict", "mixed")
-        send(reader, {"rows": [row], "cells": {**handed, "sequences": {}}}, "predict", "mixed")
+        handed = {"t_us": cells["t_us"], "groups": cells["groups"]}
+        told = {"right": cells["sequence"], "wrong": 1}  # as if it had seen one event
+        ids = {
+            name: send(
+                reader,
+                {"rows": [row], "cells": {**handed, "sequences": {names[other.url]: sequence}}},
+                *("predict", "mixed"),
+            )["predictions"][0]["prediction_id"]
+            for name, sequence in told.items()
+        }
+        send(reader, {"rows": [row], "cells": handed}, "predict", "mixed")
         found = reader.run_consistency()
-        assert found["rows_compared"] == logged + 2
-        assert found["mismatched_rows"] == found["unavailable"] == 1
-        assert {*found["by_feature"]} <= {"takings.amount_sum_3d", "takings.count_3d", "worth"}
-        assert found["examples"][0]["events"] is not None
+    logged = sum(edge.daemon.predictions.logged for edge in shards)
+    assert found["unavailable"] == found["mismatched_rows"] == 1  # untold, and wrongly told
+    assert found["rows_compared"] == logged - 1 >= 122
+    assert {*found["by_feature"]} <= {"takings.amount_sum_3d", "takings.count_3d", "worth"}
+    assert {example["prediction_id"] for example in found["examples"]} == {ids["wrong"]}
+    assert found["examples"][0]["events"] is not None
 
 
 def test_a_shard_that_is_down_costs_the_rows_that_need_it(spread: Any, cluster_module: Any) -> None:

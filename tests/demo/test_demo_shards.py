@@ -14,7 +14,7 @@ from mlpd.client import Client
 from mlpd.core.errors import ConflictError, UnavailableError
 from mlpd.core.time import DAY_US
 
-SLICE = Scope(months=1, days=1, history_us=month_us(10) - 15 * DAY_US, latency_requests=20)
+SLICE = Scope(months=1, days=1, history_us=month_us(10) - 7 * DAY_US, latency_requests=20)
 
 pytestmark = pytest.mark.timeout(300)
 
