@@ -28,65 +28,11 @@ from mlpd.http.replica import ReplicaHandlers
 from mlpd.storage.map_store import FileMapStore, Member
 from mlpd.storage.roles import Role, RoleStore
 from mlpd.storage.tables import EMPTY_HEAD, Head
+from tests.cluster.clock import Loop, run
 
 SLOTS = 8
 """Of the map, in place of 16,384: every map is made some hundred times."""
 TIMEOUT_S = 1.0
-
-
-class _Selector:
-    """Nothing ever comes from outside: waiting moves the clock."""
-
-    def __init__(self, loop: "VirtualLoop") -> None:
-        self._loop = loop
-
-    def register(self, *_: Any) -> None:
-        return
-
-    def unregister(self, *_: Any) -> None:
-        return
-
-    def get_map(self) -> dict[Any, Any]:
-        return {}
-
-    def get_key(self, _: Any) -> Any:
-        raise KeyError
-
-    def close(self) -> None:
-        return
-
-    def select(self, timeout: float | None) -> list[Any]:
-        if timeout is None:
-            raise RuntimeError("everything waits, and nothing will ever happen")
-        self._loop.now_s += max(0.0, timeout)
-        return []
-
-
-class VirtualLoop(asyncio.SelectorEventLoop):
-    """A loop whose time passes only when nothing else is to be done; threads are disks here."""
-
-    def __init__(self, rng: random.Random) -> None:
-        self.now_s = 1000.0
-        self.rng = rng
-        super().__init__(_Selector(self))  # type: ignore[arg-type]  # what the loop uses of one
-
-    def time(self) -> float:
-        return self.now_s
-
-    def run_in_executor(self, executor: Any, func: Any, *args: Any) -> Any:  # noqa: ARG002
-        """Run it in one piece after as long as a disk may take; not if it is cancelled before."""
-        future = self.create_future()
-
-        def run() -> None:
-            if not future.done():
-                try:
-                    future.set_result(func(*args))
-                except BaseException as error:  # noqa: BLE001 - whoever waits is told
-                    future.set_exception(error)
-
-        slow = 0.5 if self.rng.random() < 0.03 else 0.005
-        self.call_later(self.rng.uniform(0.0, slow), run)
-        return future
 
 
 class _Following:
@@ -139,7 +85,7 @@ class Node:
     alive: bool = False
 
     @property
-    def loop(self) -> VirtualLoop:
+    def loop(self) -> Loop:
         return self.sim.loop
 
     def clock(self) -> float:
@@ -336,7 +282,9 @@ class Simulation:
         self.seed, self.rng = seed, random.Random(seed)
         self.lease_us = 3_000_000 if lease else 0
         self.lost, self.forgets_feeds = lost, self.rng.random() < 0.3
-        self.loop = VirtualLoop(self.rng)
+        self.loop = Loop()
+        self.loop.now_s = 1000.0  # clocks don't begin when a daemon does
+        self.loop.lag_s = self._disk_s
         self.problems: list[str] = []
         self.acked: list[tuple[int, int, int, str, float]] = []
         """Number, sequence, epoch, who, when."""
@@ -409,16 +357,10 @@ class Simulation:
 
     def run(self, seconds: float = 25.0) -> None:
         with self._patched():
-            asyncio.set_event_loop(self.loop)
-            try:
-                self.loop.run_until_complete(self._main(seconds))
-            finally:
-                for node in self.nodes.values():
-                    if node.alive:
-                        node.crash()
-                self.loop.run_until_complete(asyncio.sleep(0))
-                asyncio.set_event_loop(None)
-                self.loop.close()
+            run(self.loop, self._main(seconds))
+
+    def _disk_s(self) -> float:
+        return self.rng.uniform(0.0, 0.5 if self.rng.random() < 0.03 else 0.005)
 
     @contextmanager
     def _patched(self) -> Iterator[None]:
@@ -438,6 +380,16 @@ class Simulation:
             beside._client, pull._client, beside.start_following = kept
 
     async def _main(self, seconds: float) -> None:
+        try:
+            self._boot()
+            await self._live(self.loop.now_s + seconds)
+            await self._settle()
+        finally:
+            for node in self.nodes.values():
+                if node.alive:
+                    node.crash()
+
+    def _boot(self) -> None:
         urls = [*self.nodes]
         a, others = urls[0], urls[1:3]
         followers = others if self.rng.random() < 0.5 or self.shards > 1 else others[:1]
@@ -459,13 +411,13 @@ class Simulation:
         self.all = list(dict.fromkeys([*(shard.url for shard in made.shards), *followers]))
         for url in self.all:
             self.nodes[url].boot()
-        until_s = self.loop.now_s + seconds
+
+    async def _live(self, until_s: float) -> None:
         works = [self._write(until_s), self._write(until_s), self._read(until_s)]
         works += [self._break(until_s), self._break(until_s), self._operate(until_s)]
         if not self.lost:  # of a lost owner one person decides
             works += [self._operate(until_s), self._operate(until_s)]
         await asyncio.gather(*works)
-        await self._settle()
 
     async def _write(self, until_s: float) -> None:
         url = self.rng.choice(self.members)

@@ -10,7 +10,7 @@ from mlpd.client.aio import AsyncClient, no_answer
 from mlpd.client.requests import Answer, Request
 from mlpd.client.retries import Retries
 from mlpd.client.sync import Client
-from tests.cluster.histories.clock import StuckError, Turns
+from tests.cluster.clock import StuckError, Turns
 from tests.cluster.histories.nodes import Node, lost
 
 REQUESTS_MAX = 5_000

@@ -33,7 +33,7 @@ from mlpd.storage.groups import Entry
 from mlpd.storage.map_store import MAP_FILE
 from mlpd.storage.transactions import WriteTransaction
 from mlpd.storage.writer import Writer
-from tests.cluster.histories.clock import Turns
+from tests.cluster.clock import Turns
 
 SOURCE = "sales"
 Disk = Callable[[], float]

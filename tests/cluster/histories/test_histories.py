@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
+from tests.cluster.clock import Loop, StuckError, Turns, run
 from tests.cluster.histories.bugs import BUGS
-from tests.cluster.histories.clock import Loop, StuckError, Turns, run
 from tests.cluster.histories.nodes import lighter
 from tests.cluster.histories.world import prepared, simulate
 from tests.conftest import PROFILE

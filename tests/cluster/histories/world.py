@@ -24,8 +24,8 @@ from mlpd.core.names import TimeUs
 from mlpd.core.shards import Shard, ShardMap, parse_runs
 from mlpd.daemon.part import Moves
 from tests.cluster import moving as documents
+from tests.cluster.clock import START_US, Killed, Loop, StuckError, Turns, run
 from tests.cluster.histories.checks import EVENTS_MAX, History, Key, Owners, check_end, slot
-from tests.cluster.histories.clock import START_US, Killed, Loop, StuckError, Turns, run
 from tests.cluster.histories.network import (
     LATE_S,
     DriversClient,
