@@ -95,8 +95,7 @@ def drain(session: Session, name: str, *, dry_run: bool, yes: bool) -> None:
 def add(session: Session, member: str, *, dry_run: bool, yes: bool) -> None:
     """Make an empty daemon a member, with its share.
 
-    That share of the slots moves there.  Where it has no definitions yet, it gets those of the
-    others.
+    That share of the slots moves there, once it has the definitions and models of the others.
     """
     from mlpd.cluster.members import parse_member
     from mlpd.cluster.membership import add_member

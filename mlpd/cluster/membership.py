@@ -1,11 +1,17 @@
 """Shards that come and go: the map without moving anything, and what then is to be moved."""
 
+import time
+
 from mlpd.cluster.members import Connect, ask_all, check_answered
 from mlpd.cluster.moving import ask, set_map, spread
 from mlpd.cluster.placement import moves, rebalance
 from mlpd.core.errors import ConflictError
 from mlpd.core.hashing import SLOTS
 from mlpd.core.shards import Shard, ShardMap, decode_map
+
+FOLLOW_S = 60.0
+"""How long a new member may take to come to what all share; models are pulled meanwhile."""
+_FOLLOW_POLL_S = 0.05
 
 
 def drain_moves(shard_map: ShardMap, name: str) -> dict[tuple[str, str], list[int]]:
@@ -24,8 +30,9 @@ def drain_moves(shard_map: ShardMap, name: str) -> dict[tuple[str, str], list[in
 def add_member(shard_map: ShardMap, new: Shard, connect: Connect, *, dry_run: bool) -> ShardMap:
     """Return the map with one more shard, which has no slots yet; it may be there already.
 
-    A daemon without definitions gets those of the arbiter.
-    Raises ConflictError: `repeated_shard`, `member_unavailable`, and what the daemon refuses.
+    It returns once the new one has what all share: definitions, models, experiments.
+    Raises ConflictError: `repeated_shard`, `member_unavailable`, `not_following`, and what the
+    daemon refuses.
     """
     known = {shard.name: shard for shard in shard_map.shards}
     if new.name in known:
@@ -36,7 +43,7 @@ def add_member(shard_map: ShardMap, new: Shard, connect: Connect, *, dry_run: bo
                 hint="Give the new one another name.",
             )
         if not dry_run:
-            _bring_definitions(shard_map.arbiter, new, connect)
+            _await_shared(shard_map.arbiter, new, connect)
         return shard_map
     shards = tuple(sorted([*shard_map.shards, new], key=lambda shard: shard.name))
     names = [shard_map.owner(slot).name for slot in range(SLOTS)]
@@ -55,16 +62,27 @@ def add_member(shard_map: ShardMap, new: Shard, connect: Connect, *, dry_run: bo
     )  # fmt: skip
     if dry_run:
         return grown
-    _bring_definitions(shard_map.arbiter, new, connect)
-    return _agreed(grown, connect)
+    agreed = _agreed(grown, connect)
+    _await_shared(agreed.arbiter, new, connect)
+    return agreed
 
 
-def _bring_definitions(known: Shard, new: Shard, connect: Connect) -> None:
-    """Apply to a daemon that has none the definitions of another one."""
-    if connect(new.url).definitions()["version"] == 0:
-        found = connect(known.url).definitions()
-        if found["version"]:
-            connect(new.url).apply(found["document"], expected_version=0)
+def _await_shared(arbiter: Shard, new: Shard, connect: Connect) -> None:
+    """Wait until a new member has come to what all share now: moves ask it for the same things."""
+    revision = connect(arbiter.url).status()["shared"]["revision"]
+    until_s = time.monotonic() + FOLLOW_S
+    while True:
+        found = connect(new.url).status()["shared"]
+        if found["arbiter"] == arbiter.name and found["revision"] >= revision:
+            return
+        if time.monotonic() > until_s:
+            why = found.get("why") or f"it has come to {found['revision']} of {revision} changes"
+            raise ConflictError(
+                f"shard {new.name} is a member, but doesn't follow yet: {why}",
+                code="not_following",
+                hint="mlpd shard status shows it; once it follows, run the same command again.",
+            )
+        time.sleep(_FOLLOW_POLL_S)
 
 
 def check_removable(shard_map: ShardMap, name: str) -> None:

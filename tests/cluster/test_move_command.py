@@ -16,14 +16,16 @@ from mlpd import Aggregate, FeatureService, Source, WindowView
 from mlpd.cli.main import main
 from mlpd.client import Client
 from mlpd.client.operations import Cluster
+from mlpd.cluster import membership
 from mlpd.cluster.leftovers import forget, leftovers
 from mlpd.cluster.members import connections
 from mlpd.core.definitions import build_document
-from mlpd.core.errors import ConflictError, NotFoundError
+from mlpd.core.errors import ConflictError, NotFoundError, UnavailableError
 from mlpd.core.hashing import slot_of
 from mlpd.core.keys import encode_texts
-from mlpd.core.shards import Shard, ShardMap
+from mlpd.core.shards import ShardMap
 from mlpd.daemon import leaving
+from mlpd.daemon.following import Following
 from mlpd.storage.tables import Table
 from tests.cluster import moving as t
 from tests.cluster.test_moving import check_deep
@@ -120,6 +122,26 @@ def test_a_move_under_way_is_no_leftover_and_neither_is_one_of_a_source_that_is_
         assert (left.source, left.target, left.move) == ("a", "b", "m")
         forget(two, left, connect)
         assert connect(b).cluster.moves()["arriving"] is None
+
+
+def test_a_new_shard_gets_its_share_once_it_follows(
+    three: Any, two: ShardMap, mlpd: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def hindered(*_: Any) -> None:
+        raise UnavailableError("the network is cut", code="unreachable")
+
+    add = "shard", "add", f"c={three[2].url}", "--yes"
+    with monkeypatch.context() as patched:
+        patched.setattr(membership, "FOLLOW_S", 0.5)
+        patched.setattr(Following, "_turn", hindered)
+        refused = mlpd(*add)
+        assert "[not_following]" in refused.output
+        assert "c is a member" in refused.output
+    grown = t.map_at(three[0].url)
+    assert (grown.shards[:2], grown.slots_of("c")) == (two.shards, [])
+    done = mlpd(*add)
+    assert done.exit_code == 0, done.output
+    assert len(t.map_at(three[2].url).slots_of("c")) == 5461
 
 
 def test_a_shard_comes_and_goes(three: Any, two: ShardMap, mlpd: Run) -> None:
