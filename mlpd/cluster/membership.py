@@ -3,7 +3,7 @@
 import time
 
 from mlpd.cluster.members import Connect, ask_all, check_answered
-from mlpd.cluster.moving import ask, set_map, spread
+from mlpd.cluster.moving import ask, pending, set_map, spread
 from mlpd.cluster.placement import moves, rebalance
 from mlpd.core.errors import ConflictError
 from mlpd.core.hashing import SLOTS
@@ -98,13 +98,21 @@ def check_removable(shard_map: ShardMap, name: str) -> None:
 def remove_member(shard_map: ShardMap, name: str, connect: Connect) -> ShardMap:
     """Take a shard without slots off the map; the others go by it then.
 
-    Raises ConflictError(code="holds_slots").
+    Raises ConflictError: `holds_slots`, or `move_under_way` for one that slots are moving to.
     """
     gone = shard_map.index(name)
     if gone in shard_map.owners:
         raise ConflictError(
             f"shard {name} holds slots", code="holds_slots", hint="mlpd shard remove moves them."
         )
+    for part in pending(shard_map, connect):
+        if part.target == name:
+            raise ConflictError(
+                f"slots {part.slots[:60]} move from {part.source} to {name}",
+                code="move_under_way",
+                hint="Finish that by the same mlpd shard move, or mlpd shard cancel it.",
+                details={"slots": part.slots},
+            )
     shards = [shard for i, shard in enumerate(shard_map.shards) if i != gone]
     return _agreed(
         shard_map.next(shards, [owner - (owner > gone) for owner in shard_map.owners]), connect

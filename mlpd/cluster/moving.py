@@ -214,14 +214,19 @@ def _owner(shard_map: ShardMap, part: Part) -> str:
 def _begun(wanted: Mapping[tuple[str, str], Sequence[int]], begun: Iterable[Part]) -> list[Part]:
     """Return what is under way and wanted; raises ConflictError(code="move_under_way").
 
-    That is for a move of other slots by a shard that takes part.
+    That is for a move of other slots by a shard that takes part, unless what is wanted there is
+    under way as well: two people may have begun at once, and the target says who was first.
     """
-    parts = []
+    parts: list[Part] = []
+    others: list[Part] = []
     for part in begun:
         slots = {*wanted.get((part.source, part.target), ())}
-        if slots and slots.issuperset(parse_runs(part.slots)):
-            parts.append(part)
-        elif any(part.source == source or part.target == target for source, target in wanted):
+        is_wanted = bool(slots) and slots.issuperset(parse_runs(part.slots))
+        (parts if is_wanted else others).append(part)
+    going = {(part.source, part.target) for part in parts}
+    for part in others:
+        pairs = [pair for pair in wanted if pair not in going]
+        if any(part.source == source or part.target == target for source, target in pairs):
             raise ConflictError(
                 f"slots {part.slots[:60]} move from {part.source} to {part.target} already",
                 code="move_under_way",
@@ -276,7 +281,7 @@ def carry_out(plan: Plan, connect: Connect, told: Told) -> Iterator[Moved]:
 
 
 def cancel(shard_map: ShardMap, part: Part, connect: Connect) -> ShardMap:
-    """Cancel a move that is under way; return the map then.
+    """Cancel a move that is under way; return the map then.  Its target may have been removed.
 
     Raises ConflictError(code="move_done") if the new map came first: the move is to be finished.
     """
@@ -293,7 +298,8 @@ def cancel(shard_map: ShardMap, part: Part, connect: Connect) -> ShardMap:
         if set_map(fenced, connect):
             break
     spread(fenced, connect)
-    ask(fenced, part.target, connect, lambda c: c.arrive("cancel", part.move))
+    if any(shard.name == part.target for shard in fenced.shards):
+        ask(fenced, part.target, connect, lambda c: c.arrive("cancel", part.move))
     ask(fenced, part.source, connect, lambda c: c.leave("finish", part.move))
     return fenced
 

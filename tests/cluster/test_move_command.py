@@ -19,11 +19,13 @@ from mlpd.client.operations import Cluster
 from mlpd.cluster import membership
 from mlpd.cluster.leftovers import forget, leftovers
 from mlpd.cluster.members import connections
+from mlpd.cluster.membership import remove_member
+from mlpd.cluster.moving import spread
 from mlpd.core.definitions import build_document
 from mlpd.core.errors import ConflictError, NotFoundError, UnavailableError
 from mlpd.core.hashing import slot_of
 from mlpd.core.keys import encode_texts
-from mlpd.core.shards import ShardMap
+from mlpd.core.shards import Shard, ShardMap
 from mlpd.daemon import leaving
 from mlpd.daemon.following import Following
 from mlpd.storage.tables import Table
@@ -122,6 +124,67 @@ def test_a_move_under_way_is_no_leftover_and_neither_is_one_of_a_source_that_is_
         assert (left.source, left.target, left.move) == ("a", "b", "m")
         forget(two, left, connect)
         assert connect(b).cluster.moves()["arriving"] is None
+
+
+def test_of_two_moves_to_one_shard_that_were_begun_at_once_both_come_to_an_end(
+    three: Any, two: ShardMap, mlpd: Run
+) -> None:
+    a, b, c = (edge.url for edge in three)
+    grown = two.next([*two.shards, Shard("c", c)], two.owners)
+    with connections("test") as connect:
+        connect(c).apply(t.DOCUMENT)
+        spread(grown, connect)
+        begun = connect(a).cluster.leave("begin", "m", slots="0-9", shard="c")["leaving"]
+        first = {"slots": "0-9", "shard": "a", "definitions": begun["definitions"]}
+        connect(c).cluster.arrive("begin", "m", **first)
+        connect(b).cluster.leave("begin", "n", slots="9000-9009", shard="c")
+    second = "shard", "move", "9000-9009", "--to", "c", "--yes"
+    assert "[move_under_way]" in (refused := mlpd(*second).output)
+    assert "slots 0-9 arrive" in refused
+    for done in (mlpd("shard", "move", "0-9", "--to", "c", "--yes"), mlpd(*second)):
+        assert done.exit_code == 0, done.output
+    assert t.map_at(b).slots_of("c") == [*range(10), *range(9000, 9010)]
+
+
+def test_a_move_to_a_shard_that_was_removed_meanwhile_is_cancelled(
+    three: Any, two: ShardMap, mlpd: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b = (edge.url for edge in three[:2])
+    want = t.counts_of([a, b])
+    assert mlpd("shard", "drain", "b", "--yes").exit_code == 0
+    with connections("test") as connect:
+        connect(a).cluster.leave("begin", "m", slots="0-9", shard="b")
+        connect(a).cluster.leave("pause", "m")
+        assert "[move_under_way]" in mlpd("shard", "remove", "b", "--yes").output
+        monkeypatch.setattr(membership, "pending", lambda *_: iter(()))  # it began just now
+        assert remove_member(t.map_at(a), "b", connect).shards == two.shards[:1]
+        assert mlpd("shard", "cancel", "--yes").exit_code == 0
+        assert connect(a).cluster.moves()["leaving"] is None
+    assert t.counts_of([a]) == want
+
+
+def test_a_source_that_was_removed_before_its_move_was_finished_holds_nobody_up(
+    three: Any, two: ShardMap, mlpd: Run
+) -> None:
+    a, b = (edge.url for edge in three[:2])
+    want = t.counts_of([a, b])
+
+    def end(step: str) -> None:
+        if step == "before arrive finish":
+            raise t.Ended
+
+    with pytest.raises(t.Ended):
+        t.move(two, two.slots_of("b"), "a", end)
+    with connections("test") as connect:
+
+        def down(url: str) -> Any:
+            return connect("http://127.0.0.1:1" if url == b else url)
+
+        remove_member(t.map_at(a), "b", down)
+        assert connect(a).cluster.moves()["arriving"] is not None
+        assert mlpd("shard", "cancel", "--yes").exit_code == 0
+        assert connect(a).cluster.moves()["arriving"] is None
+    assert t.counts_of([a]) == want
 
 
 def test_a_new_shard_gets_its_share_once_it_follows(
