@@ -1,6 +1,8 @@
 """`mlpd demo`: the whole platform at work on a year of real flights."""
 
-from contextlib import AbstractContextManager
+import signal
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -79,7 +81,7 @@ def demo(
         running_daemon(data_dir, port) if shards == 1 else running_cluster(data_dir, shards, port)
     )
     try:
-        with made as daemon:
+        with _interrupted_by_sigterm(), made as daemon:
             findings = run_demo(daemon, Scope(months=months), started_s)
             save_report(findings)
             print_report(findings)
@@ -94,6 +96,16 @@ def demo(
     print_lines("", *_farewell(daemon, data_dir, stopped=stop))
     if as_json:
         print_json(findings.to_dict())
+
+
+@contextmanager
+def _interrupted_by_sigterm() -> Iterator[None]:
+    """Let SIGTERM do what Ctrl-C does: who ends the demo half-way ends its daemons, too."""
+    former = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, former)
 
 
 def _farewell(daemon: "Running", data_dir: Path, *, stopped: bool) -> list[str]:

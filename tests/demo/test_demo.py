@@ -143,14 +143,15 @@ def test_daemon_that_does_not_start_is_told_with_its_log_and_leaves_nothing(
     assert not (tmp_path / "data").exists()
 
 
-def test_interrupted_demo_stops_its_daemon(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_demo_stops_its_daemon(tmp_path: Path, number: signal.Signals) -> None:
     paths = DataDirectory(tmp_path / "data")
     command = [sys.executable, "-m", "mlpd", "demo", "--port", "0", "--data-dir", paths.root]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as child:
         deadline_s = time.monotonic() + 60
         while not paths.socket.exists() and time.monotonic() < deadline_s:
             time.sleep(0.05)
-        child.send_signal(signal.SIGINT)
+        child.send_signal(number)
         told = child.communicate()[1]
     assert child.returncode == 130
     assert "Interrupted" in told
