@@ -11,6 +11,7 @@ import polars as pl
 import pytest
 
 from mlpd.client import Client
+from mlpd.cluster.router import alerting, erasures, watched
 from mlpd.cluster.router import app as router_app
 from mlpd.cluster.router.event_pages import Place, place_of
 from mlpd.cluster.router.logs import merge_pages
@@ -23,6 +24,14 @@ from mlpd.monitoring.freshness import Freshness
 from mlpd.monitoring.metrics import Registry
 
 pytestmark = pytest.mark.timeout(300)  # the first test starts four daemons and trains
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shard of a crowded machine isn't missing."""
+    for module in (alerting, erasures, watched):
+        monkeypatch.setattr(module, "LIST_S", 60.0)
+
 
 ARMS = [{"name": "a", "model": "person@1"}, {"name": "b", "model": "person@1"}]
 SPENT = {
@@ -306,18 +315,13 @@ def test_joins_over_all_shards_are_those_of_one_daemon_bit_for_bit(
             lambda c: c.history("both", spine=frame, mode="as_corrected", closed="left"),
         ),
     ]
-    with Client(trio.single.url) as single, Client(routed.url) as router:
+    with Client(trio.single.url) as single:
         for url, act in asks:
             with Client(url) as other:
                 want, found = act(single), act(other)
             assert found.equals(want)
             assert want.height == len(spine)
             assert want.select(pl.all().drop_nulls().len() > 20).row(0) == (True,) * want.width
-        with pytest.raises(MlpdError) as sequences:
-            router.history(
-                "both", spine=[{**row, "sequence": 9} for row in spine], mode="as_of_sequence"
-            )
-        assert sequences.value.code == "wrong_shard"
     for edge in trio.shards:
         assert not [*edge.daemon.paths.joins.glob("*")]
 
@@ -378,7 +382,7 @@ def test_summaries_of_features_are_those_of_one_daemon_bit_for_bit(trio: Any, ro
 def test_the_prediction_log_comes_page_by_page_in_the_order_of_time(
     trio: Any, routed: Any, cluster_module: Any
 ) -> None:
-    rows = [{"user": f"u{i % 40}", "age": i / 9} for i in range(70)]
+    rows = [{"user": f"u{i % 40}", "age": i / 9} for i in range(60)]
     with Client(routed.url) as client:
         client.routes.put("paged", {"service": "person", "arms": [{"model": "person@1"}]})
         cluster_module.catch_up(trio.shards)
@@ -392,7 +396,9 @@ def test_the_prediction_log_comes_page_by_page_in_the_order_of_time(
         status, first, _ = routed.call("GET", "/v1/predictions?route=paged&limit=40")
         assert (status, first["columns"]["position"][-1]) == (200, first["position"])
         pages, after = [], first["position"]
-        while len(page := client.predictions(route="paged", limit=40, after=after)):
+        while len(first["columns"]["score"]) + sum(map(len, pages)) < len(rows):
+            page = client.predictions(route="paged", limit=40, after=after)
+            assert len(page)
             pages.append(page)
             after = page["position"][-1].hex()
         frame = pl.concat(pages)

@@ -13,6 +13,8 @@ from mlpd.http.shapes import Field, Shape
 from mlpd.http.wire import read_fields, respond
 
 CHANGE_S = 60.0
+_SEND_AGAIN = "The others have it; send it again with the id that 'silence' in the details tells."
+_END_AGAIN = "It has ended on the others; end it again when mlpd shard status shows that shard."
 ALERTS_OVER = with_missing(
     Shape(
         {
@@ -60,7 +62,7 @@ class AlertingHandlers:
         fields["id"] = fields["id"] or secrets.token_hex(8)
         asked = r.call("POST", "v1", "alerts", "silences", fields=fields)
         found = await self._everywhere.each(request, asked, CHANGE_S)
-        made = whole(found, "the silence", silence=fields["id"])
+        made = whole(found, "the silence", hint=_SEND_AGAIN, silence=fields["id"])
         return await respond(request, next(iter(made.values())))
 
     async def unsilence(self, request: web.Request) -> web.Response:
@@ -70,7 +72,7 @@ class AlertingHandlers:
         known = {n: v for n, v in found.items() if not isinstance(v, NotFoundError)}
         if not known:
             raise next(iter(found.values()))
-        ended = whole(known, "the end of the silence")
+        ended = whole(known, "the end of the silence", hint=_END_AGAIN)
         return await respond(request, next(iter(ended.values())))
 
     async def test(self, request: web.Request) -> web.Response:

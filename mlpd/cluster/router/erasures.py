@@ -25,6 +25,10 @@ _SUMS = (
     *("online_rows", "tile_rows", "event_ids", "predictions", "labels", "outcomes"),
     *("files_rewritten", "files_removed"),
 )
+_SEND_AGAIN = (
+    "The others carry it out. Send the order again, without an id, when mlpd shard status shows "
+    "that shard: all get it, and what is erased already stays so."
+)
 RECEIPT_OVER = Shape(
     {
         **RECEIPT.fields,
@@ -58,7 +62,8 @@ class ErasureHandlers:
         again = [e for e in found.values() if isinstance(e, MlpdError) and _is_again(e)]
         if again:
             raise again[0]
-        return await respond(request, merge_receipts(whole(found, "the erasure", erasure=order)))
+        receipts = whole(found, "the erasure", hint=_SEND_AGAIN, erasure=order)
+        return await respond(request, merge_receipts(receipts))
 
     async def list(self, request: web.Request) -> web.Response:
         """Return orders under way and all receipts, each with its shard."""

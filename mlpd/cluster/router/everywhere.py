@@ -18,6 +18,10 @@ from mlpd.http.wire import BY, read_deadline
 LIST_S = 5.0
 """What a list may take of a shard without a deadline; later it is shown as missing."""
 
+ASK_AGAIN = (
+    "What the others have alone would pass for the whole; ask again when mlpd shard status shows "
+    "that shard."
+)
 Answers = Mapping[str, Any]
 """By shard the value of its answer."""
 
@@ -52,11 +56,11 @@ def as_asked(request: web.Request, asked: r.Request) -> r.Request:
     )
 
 
-def whole(found: Mapping[str, Any], what: str, **details: Any) -> Answers:
+def whole(found: Mapping[str, Any], what: str, *, hint: str = ASK_AGAIN, **details: Any) -> Answers:
     """Return the answers if there are all.
 
-    Raises the first shard's refusal, with its name, else UnavailableError(code="part_missing") for
-    the first that can't be asked; `details`: also told.
+    Raises the first shard's refusal, with its name, else UnavailableError(code="part_missing") with
+    the `hint` for the first that can't be asked; `details`: also told.
     """
     failed = {name: error for name, error in found.items() if isinstance(error, MlpdError)}
     if not failed:
@@ -70,8 +74,7 @@ def whole(found: Mapping[str, Any], what: str, **details: Any) -> Answers:
     raise UnavailableError(
         f"shard {name} doesn't give its part of {what}: {error.message}",
         code="part_missing",
-        hint="What the others have alone would pass for the whole; ask again when mlpd shard "
-        "status shows that shard.",
+        hint=hint,
         details={"shard": name, "why": error.code, **told},
     )
 
