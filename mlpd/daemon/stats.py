@@ -20,7 +20,7 @@ ENTITIES = 20_000
 ENTITIES_MAX = 1_000_000
 ENTITIES_OVER_MAX = 100_000
 """Over several shards: each sends so many of every view, 5 MB for ten numbers."""
-GIVE_S = 50.0
+GIVE_S = 300.0
 
 Features = dict[str, list[str]]
 """Features by view."""

@@ -21,7 +21,6 @@ from mlpd.daemon.pages import ARROW_ROWS_MAX, MAX_SEQUENCE
 from mlpd.http.events import PAGE_OPTIONS
 from mlpd.http.wire import read_deadline, respond
 
-PAGE_S = 60.0
 _LOG_BITS, _PLACE_BITS, _EPOCH_BITS = 40, 10, 12
 """A trillion events on each of 1,000 shards; an epoch that is 4,096 later passes for the same."""
 
@@ -68,7 +67,7 @@ class EventPageHandlers:
         before the last one; as an Arrow IPC stream only the last one has fewer.
         """
         options = PAGE_OPTIONS.read_query(request.query)
-        until = Until.after(PAGE_S, read_deadline(request))
+        until = Until.after(r.LONG_S, read_deadline(request))
         reading = _Reading(self._members, request.match_info["source"], options, until)
         if ARROW in request.headers.get("Accept", ""):
             return web.Response(body=await reading.arrow(), content_type=ARROW)

@@ -25,8 +25,6 @@ from mlpd.http.wire import read_deadline, respond
 if TYPE_CHECKING:
     import polars as pl
 
-PAGE_S = 60.0
-
 
 @dataclass(frozen=True, slots=True)
 class _Page:
@@ -56,7 +54,7 @@ class LogHandlers:
         share = -(-limit // len(self._members.shards()))
         query = {**options, "limit": share, "after": after or None}
         asked = r.Request("GET", r.build_path(("v1", "predictions"), query), accept=ARROW)
-        until = Until.after(PAGE_S, read_deadline(request))
+        until = Until.after(r.LONG_S, read_deadline(request))
         found = await self._members.fetch_all(asked, until)
         bodies = [answer.body for answer in whole(found, "the prediction log").values()]
         page = await asyncio.to_thread(_merge, bodies, share, limit, after, arrow=arrow)

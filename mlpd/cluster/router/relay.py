@@ -36,6 +36,8 @@ SMALL_BYTES = 1 << 20
 """Answers up to here are held in memory."""
 LONG_S = r.LONG_S
 CALL_S = 60.0
+_LONG_READS = frozenset(("/v1/features/history", "/v1/features/stats/{name}"))
+"""What children of several shards work out."""
 
 Body = bytes | Path | None
 
@@ -85,7 +87,7 @@ class Relay:
         """Yield the request as it is handed on; a body that is a file is gone at the end."""
         deadline_s = read_deadline(request)
         headers = {n: request.headers[n] for n in _FORWARDED if n in request.headers}
-        is_long = route.scope == "admin" or bool(route.consumes)
+        is_long = route.scope == "admin" or route.path in _LONG_READS
         until = Until.after(LONG_S if is_long else CALL_S, deadline_s)
         call = request.method, request.raw_path, headers
         if not route.consumes:
