@@ -4,13 +4,16 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
 
 from mlpd.cli.local_cluster import PLAN_FILE, ClusterPlan, LocalCluster
 from mlpd.cli.processes import DaemonProcess
 from mlpd.core.errors import ConflictError
 from mlpd.storage.files import DataDirectory
 from mlpd.storage.lock import read_holder
+
+PIDS_FILE: Final = "pids"
+"""Of what a demo on several shards started: a router holds no lock that would tell."""
 
 
 class Running(Protocol):
@@ -79,6 +82,7 @@ def running_cluster(directory: Path, shards: int, port: int | None) -> Iterator[
     try:
         cluster.start()
         (directory / PLAN_FILE).write_text(cluster.running_plan().to_toml(), encoding="utf-8")
+        (directory / PIDS_FILE).write_text(" ".join(map(str, cluster.pids)), encoding="utf-8")
     except BaseException:
         cluster.stop()
         shutil.rmtree(directory)
@@ -108,10 +112,9 @@ def _found(directory: Path) -> ConflictError:
     folders = [DataDirectory(path) for path in (root, *sorted(root.iterdir())) if path.is_dir()]
     holders = [h for paths in folders if (h := read_holder(paths.lock_file)) is not None]
     if holders:
-        first, pids = holders[0], " ".join(str(holder["pid"]) for holder in holders)
-        daemons = f"its daemon (pid {pids}) serves" if len(holders) == 1 else f"pids {pids} serve"
+        first, pids = holders[0], " ".join(_pids(root, [str(h["pid"]) for h in holders]))
         return ConflictError(
-            f"a demo is already here: {daemons} {root} at {first['url']}",
+            f"a demo is already here: its daemon (pid {pids}) serves {root} at {first['url']}",
             code="demo_exists",
             hint=f"Look at it with MLPD_URL={first['url']} mlpd status, stop it with "
             f"kill {pids}; or run this one with another --data-dir and --port.",
@@ -130,6 +133,13 @@ def _found(directory: Path) -> ConflictError:
         code="directory_not_empty",
         hint="Choose another --data-dir.",
     )
+
+
+def _pids(root: Path, holders: list[str]) -> list[str]:
+    """Return what runs on a demo's directory: daemons that hold it, and the router with them."""
+    noted = root / PIDS_FILE
+    started = noted.read_text(encoding="utf-8").split() if noted.exists() else []
+    return started if {*holders} <= {*started} else holders
 
 
 def start_again(directory: Path) -> str:
