@@ -21,12 +21,13 @@ def main() -> int:
     if asked.seed is not None:
         seeds = range(asked.seed, asked.seed + 1)
     began_s, failed = time.process_time(), 0
-    requests = events = crashes = moves = 0
+    requests = events = crashes = moves = added = removed = 0
     with lighter(), prepared() as root:
         for seed in seeds:
             outcome = simulate(root, seed, keep_trace=asked.trace)
             requests, events = requests + outcome.requests, events + outcome.events
             crashes, moves = crashes + outcome.crashes, moves + outcome.moves
+            added, removed = added + outcome.added, removed + outcome.removed
             if asked.trace:
                 print("\n".join(outcome.trace))
             if outcome.violations:
@@ -35,7 +36,8 @@ def main() -> int:
     cpu_s = time.process_time() - began_s
     print(
         f"{len(seeds)} seeds, {failed} of them wrong, in {cpu_s:.1f} s of CPU: "
-        f"{requests} requests, {events} events, {crashes} crashes, {moves} parts moved"
+        f"{requests} requests, {events} events, {crashes} crashes, {moves} parts moved, "
+        f"{added} members added, {removed} removed"
     )
     return 1 if failed else 0
 

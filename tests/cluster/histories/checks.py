@@ -49,6 +49,10 @@ class History:
     seen: dict[Key, set[int]] = field(default_factory=dict)
     """What reads have shown."""
     codes: Counter[str] = field(default_factory=Counter)
+    stored: list[tuple[str, int, range]] = field(default_factory=list)
+    """What was acknowledged by one member alone: its name, the sequence, the events."""
+    sequenced: list[tuple[str, int, dict[Key, set[int]]]] = field(default_factory=list)
+    """Reads with a `min_sequence`: the member, the sequence, and what was shown of its keys."""
 
     def blame(self, text: str) -> None:
         self.violations.append(text)
@@ -57,6 +61,23 @@ class History:
         for number in numbers:
             for key in self.sent[number]:
                 self.acknowledged.setdefault(key, set()).add(number)
+
+    def note_sequences(self, sequences: Mapping[str, int], numbers: range) -> None:
+        """Note which sequences an acknowledgement told."""
+        if len(sequences) == 1:  # else it isn't told which events are at which member
+            ((name, sequence),) = sequences.items()
+            self.stored.append((name, sequence, numbers))
+
+    def check_sequences(self) -> None:
+        """No read is older than its `min_sequence`, whenever what it had to wait for was told."""
+        for name, sequence, shown in self.sequenced:
+            for _, at, numbers in (s for s in self.stored if s[0] == name and s[1] <= sequence):
+                for key, found in shown.items():
+                    if missing := {n for n in numbers if key in self.sent[n]} - found:
+                        self.blame(
+                            f"{key} of {name} lacks {sorted(missing)} of sequence {at} in a read "
+                            f"from {sequence} on"
+                        )
 
     def due(self, keys: Iterable[Key]) -> dict[Key, set[int]]:
         """Return what a read that begins now must show of each key."""
@@ -102,6 +123,10 @@ class Owners:
                 self._history.blame(f"{node.name} and another one take the same slots")
             reads |= owned
             writes |= owned & ~frozen
+
+    def forget(self, name: str) -> None:
+        """Forget what a member went by: another daemon is in its place."""
+        self._epochs.pop(name, None)
 
     def _check_map(self, name: str, shard_map: ShardMap) -> None:
         known = self._maps.setdefault(shard_map.epoch, shard_map)

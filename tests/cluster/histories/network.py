@@ -2,9 +2,12 @@
 
 import asyncio
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
+
+import msgpack
 
 from mlpd.client.aio import AsyncClient, no_answer
 from mlpd.client.requests import Answer, Request
@@ -26,7 +29,19 @@ class Weather:
     slow: float = 0.0
     lost: float = 0.0
     late: float = 0.0
+    mute: float = 0.0
+    """Of answers alone."""
     twice: float = 0.0
+
+
+def step_of(request: Request) -> str:
+    """Return which step of a move a request is, "leaving pause" or "map"; "" for none."""
+    verb = request.path.rpartition("/")[2]
+    if verb == "map":
+        return verb if request.method == "PUT" else ""
+    if verb not in ("leaving", "arriving"):
+        return ""
+    return f"{verb} {msgpack.unpackb(request.body)['step']}"
 
 
 class Network:
@@ -41,9 +56,18 @@ class Network:
         self.on_the_way = 0
         self.asked = 0
         self.told: Callable[..., None] = lambda *_: None
+        self.fates: dict[str, tuple[Sequence[str], Callable[[], Any]]] = {}
+        """By sender steps, the last of which is late, and what then becomes of the sender."""
+        self._awaited: dict[str, list[asyncio.Future[None]]] = {}
 
     alter: Callable[[Request], Request] = staticmethod(lambda request: request)
     """What becomes of a request on its way: nothing, unless a bug is planted."""
+
+    async def step(self, name: str) -> None:
+        """Wait until a step of a move comes to a member."""
+        future = asyncio.get_running_loop().create_future()
+        self._awaited.setdefault(name, []).append(future)
+        await future
 
     async def exchange(self, sender: str, url: str, request: Request, timeout_s: float) -> Answer:
         """Return a node's answer, as `AsyncClient._exchange` does."""
@@ -61,17 +85,21 @@ class Network:
         await asyncio.sleep(self._delay_s())
         if (sender, node.name) in self.cut or rng.random() < weather.lost:
             self.told("lost", sender, node.name, request.path)
-            await asyncio.sleep(rng.uniform(0.0, 1.0))
+            await self._silence()
             raise lost("the request was lost")
-        if rng.random() < weather.late:
+        step = step_of(request)
+        if rng.random() < weather.late or self._is_fated(sender, step):
             self.told("late", sender, node.name, request.path)
             self._deliver_late(node, request)
-            await asyncio.sleep(rng.uniform(0.0, 1.0))
+            await self._silence()
             raise lost("the request is late")
         if rng.random() < weather.twice:
             self._deliver_late(node, request)
         if node.daemon is None:
             raise no_answer(node.url, "unreachable", "it is down")  # type: ignore[arg-type]
+        for future in self._awaited.pop(step, ()):
+            if not future.done():
+                future.set_result(None)
         task = node.handle(request)
         await asyncio.wait([task])
         if task.cancelled():
@@ -79,9 +107,27 @@ class Network:
         answer = task.result()
         self.told(sender, node.name, request.method, request.path, answer.status)
         await asyncio.sleep(self._delay_s())
-        if (sender, node.name) in self.cut or rng.random() < weather.lost:
+        if (sender, node.name) in self.cut or rng.random() < weather.lost + weather.mute:
+            await self._silence()
             raise lost("the answer was lost")
         return answer
+
+    def _is_fated(self, sender: str, step: str) -> bool:
+        """Tell whether this is the step that its sender doesn't survive, and is late."""
+        steps, end = self.fates.get(sender, ((), None))
+        if end is None or step != steps[0]:
+            return False
+        self.fates[sender] = steps[1:], end
+        if len(steps) > 1:
+            return False
+        asyncio.get_running_loop().call_soon(self.fates.pop(sender)[1])
+        return True
+
+    async def _silence(self) -> None:
+        """Let a sender learn that nothing comes: after a while, or just when a move is done."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._rng.uniform(0.0, 1.0)):
+                await self.step(self._rng.choice(("map", "arriving finish", "leaving finish")))
 
     def _deliver_late(self, node: Node, request: Request) -> None:
         self.on_the_way += 1

@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import shutil
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -183,6 +184,14 @@ class Node:
         daemon.lock.close()
         if self.forgets_map:
             (self.directory / MAP_FILE).write_bytes(self._first_map)
+
+    def begin_anew(self, template: Path) -> None:
+        """Put another daemon in its place, on a directory like `template`."""
+        if self.daemon is not None:
+            self.crash()
+        shutil.rmtree(self.directory, ignore_errors=True)
+        shutil.copytree(template, self.directory)
+        self.start()
 
     def handle(self, request: Request) -> "asyncio.Task[Answer]":
         """Return the task that answers; it goes on whoever waits, as a daemon's does."""
