@@ -16,7 +16,7 @@ from mlpd.daemon import arriving, leaving, ownership
 from mlpd.daemon.arriving import Arrivals
 from mlpd.daemon.ingest import Ingest
 from mlpd.daemon.part import Moves, make_part
-from mlpd.http.features import FeatureHandlers
+from mlpd.daemon.read import Read
 from mlpd.storage import map_store
 from mlpd.storage.lineage import Lineage
 from tests.cluster.histories import world
@@ -148,15 +148,15 @@ def a_cancelled_move_may_go_on() -> AbstractContextManager[Any]:
 
 
 def sequences_are_not_waited_for() -> AbstractContextManager[Any]:
-    real = FeatureHandlers._read
+    real = Read.read
 
-    def read(self: Any, closure: Any, fields: Any, deadline_s: Any) -> Any:
-        return real(self, closure, {**fields, "min_sequence": 0}, deadline_s)
+    def read(self: Any, closure: Any, given: Any, **how: Any) -> Any:
+        return real(self, closure, given, **{**how, "min_sequence": 0})
 
     async def reach(*_: Any, **__: Any) -> bool:
         return True
 
-    return _both(patch(FeatureHandlers, "_read", read), patch(SimulatedWriter, "reach", reach))
+    return _both(patch(Read, "read", read), patch(SimulatedWriter, "reach", reach))
 
 
 BUGS: list[Callable[[], AbstractContextManager[Any]]] = [
@@ -177,6 +177,14 @@ BUGS: list[Callable[[], AbstractContextManager[Any]]] = [
     sequences_are_not_waited_for,
     a_driver_and_its_source_pass_a_cancelled_move,
 ]
+RARE = {
+    events_are_acknowledged_before_the_disk_has_them: 80,
+    a_cancelled_import_leaves_its_rows: 33,
+    copies_are_taken_after_the_seal: 57,
+    ownership_is_not_looked_at_again_in_the_transaction: 70,
+    a_driver_and_its_source_pass_a_cancelled_move: 76,
+}
+"""Seeds just before those that find the rarest; where the schedule changes, others do later."""
 HIDDEN = [the_old_owner_forgets_its_answers, any_map_may_take_slots, cancelling_sets_no_epoch]
 """What histories don't find, or too seldom; docs/decisions/simulation.md."""
 
