@@ -47,7 +47,7 @@ class _Stopped(Exception):  # noqa: N818 - no error
 def serve(
     context: click.Context, config: Path | None, data_dir: Path, *, dry_run: bool, as_json: bool
 ) -> None:
-    """Run several daemons as one cluster, and a router over them, on this machine.
+    """Run a cluster on this machine: daemons, and a router over them.
 
     The first start makes them a cluster; later ones go on with what is in DATA_DIR.  Ctrl-C or
     SIGTERM stops all of them gracefully; so does the end of one, which is told with its log.

@@ -132,8 +132,11 @@ def test_a_plan_that_is_none_says_what_is_wrong(tmp_path: Path, text: str, probl
     assert problem in caught.value.message
 
 
-def test_dry_run_says_what_would_be_started_and_starts_nothing(tmp_path: Path) -> None:
-    folder = tmp_path / "data"
+def test_dry_run_says_what_would_be_started_and_starts_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = Path("data")
     done = CliRunner().invoke(main, ["shard", "serve", "--dry-run", "--data-dir", str(folder)])
     assert done.exit_code == 0, done.output
     assert "Would start 3 daemons (a, b, c)" in done.output

@@ -40,6 +40,7 @@ from mlpd.daemon.app import KERNEL_MODULES
 from mlpd.daemon.ownership import Sender
 from mlpd.features.ingest import parse_batch
 from mlpd.http.server import HttpServer
+from tests.conftest import SHARED_DAEMON
 from tests.http import edge as edges
 
 __all__ = ["Sender", "Shard", "decode_map", "first_map", "parse_batch"]
@@ -170,7 +171,7 @@ def serve_router(urls: list[str], **how: Any) -> Iterator[edges.Edge]:
             started.append(error)
             up.set()
 
-    thread = threading.Thread(target=run)
+    thread = threading.Thread(target=run, name=SHARED_DAEMON)
     thread.start()
     assert up.wait(20), "the router did not start"
     try:

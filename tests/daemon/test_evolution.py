@@ -223,7 +223,7 @@ async def test_arms_of_one_route_read_a_version_each(served: Daemon) -> None:
     await served.routes.put("quick", shadowed, by="test")
     rows = [{"user": name, "amount": 0.5} for name in ("a", "b", "never")]
     await served.predict.predict("quick", rows)
-    await until(lambda: sum(pair["n"] for pair in served.monitor.shadow_report()) == 3)
+    await until(lambda: sum(pair.n for pair in served.shadows.statistics().values()) == 3)
     await check(served, 5)
 
 

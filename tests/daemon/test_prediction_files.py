@@ -97,7 +97,7 @@ def exact(one: Prediction) -> tuple[Any, ...]:
 def whole(daemon: Daemon) -> list[Prediction]:
     """Every vector there is: LMDB's, then the files', as the audit reads them."""
     found = [p for rows in scan_predictions(daemon.environment) for p, _ in rows if not p.moved]
-    for rows in read_predictions(daemon.environment, daemon.paths.predictions):
+    for rows in read_predictions(daemon.environment, daemon.paths):
         found += rows
     return found
 

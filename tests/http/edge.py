@@ -29,6 +29,7 @@ from mlpd.http.api import build_routes
 from mlpd.http.peers import HttpPeers
 from mlpd.http.server import HttpServer
 from mlpd.http.slow import SlowLog
+from tests.conftest import SHARED_DAEMON
 
 BODY_BYTES_MAX = 256 * 1024
 START_US = 1_356_998_400_000_000  # 2013-01-01T00:00:00Z
@@ -146,7 +147,7 @@ def serve(
             up.set()
             raise
 
-    thread = threading.Thread(target=run)
+    thread = threading.Thread(target=run, name=SHARED_DAEMON)
     thread.start()
     assert up.wait(50), "the daemon did not start"  # compiling kernels takes long, once
     edge = started[0]
